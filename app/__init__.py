@@ -1,0 +1,1 @@
+"""The service: bytes -> image -> embedding -> distance -> verdict."""

@@ -1,0 +1,67 @@
+"""The command `diptych`: exit 0 on success, 2 on a mistake of the caller's, in one line and no traceback."""
+
+import sys
+from importlib.metadata import entry_points
+from typing import Any
+
+import click
+
+from app.errors import DiptychError, UsageError
+
+
+class Commands(click.Group):
+    """`serve`, and the commands of training, each imported only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *entry_points(group="diptych.commands").names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for entry in entry_points(group="diptych.commands", name=cmd_name):
+            command: click.Command = entry.load()
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="diptych")
+def cli() -> None:
+    """Says whether two images show the same thing, at an error rate you choose.
+
+    \b
+    diptych serve                                the service, with the bundled checkpoint
+    diptych train photos/ --output runs/mine     an encoder for your own images
+    diptych evaluate runs/mine --data others/    how often it errs on images it never saw
+    diptych serve --checkpoint runs/mine         the service, with yours
+    """
+
+
+@cli.command()
+@click.option("--host", help="Address to listen on [env DIPTYCH_HOST; default 127.0.0.1].")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port [env DIPTYCH_PORT; default 8000].")
+@click.option("--data-dir", help="Where the gallery is kept [env DIPTYCH_DATA_DIR; default ./data].")
+@click.option("--checkpoint", help="Directory or bundled name [env DIPTYCH_CHECKPOINT; default `default`].")
+def serve(**options: Any) -> None:
+    """Serve verification over HTTP; the other settings come from the environment (see the README)."""
+    from app.main import run  # the other commands need neither FastAPI nor a gallery
+
+    run(**{name: value for name, value in options.items() if value is not None})
+
+
+def main() -> None:
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as problem:
+        context = getattr(problem, "ctx", None)
+        command = context.command_path if context else "diptych"
+        click.echo(f"{command}: {' '.join(problem.format_message().split())} Try --help.", err=True)
+        sys.exit(2)
+    except UsageError as problem:
+        click.echo(f"diptych: {problem.detail}", err=True)
+        sys.exit(2)
+    except DiptychError as problem:
+        click.echo(f"diptych: {problem.title.lower()}: {problem.detail}", err=True)
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)

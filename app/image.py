@@ -1,0 +1,187 @@
+"""Bytes to pixels: the decoding policy, the same for training and for serving.
+
+Policy, version 1. Whoever changes what comes out of `decode` raises `DECODING_POLICY`: it is part of
+the model_id, because the same encoder on other pixels gives other embeddings.
+
+1.  Bytes decide the format; only the formats named here are ever opened. Size is read before pixels.
+2.  JPEG is decoded at the smallest DCT scale that leaves at least twice the encoder's input size.
+3.  The first frame of many. 16 bit is scaled to 8, not clipped.
+4.  One antialiased (bilinear) resize, premultiplied where there is alpha; then alpha over white.
+5.  EXIF orientation is applied once, also where the decoder has applied it already.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from app.errors import (
+    BlankImage,
+    DamagedImage,
+    EmptyImage,
+    ImageError,
+    TooManyBytes,
+    TooManyPixels,
+    UnsupportedFormat,
+)
+
+DECODING_POLICY = 1
+
+SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# A folder of one's own is no upload: older data sets come as PGM and PPM.
+FOLDER_FORMATS = (*SERVED_FORMATS, "PPM")
+
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 40_000_000
+# Of 255. A blank image has no identity, and any two blank images would be called similar.
+BLANK_RANGE = 8
+
+_ORIENTATION_TAG = 0x0112
+_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# EXIF orientation to the turn that puts the image upright (EXIF 2.32, tag 274).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Aspect = Literal["pad", "stretch", "crop"]
+ImageU8 = NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the encoder takes: pixels of `height` x `width` x `channels` (1 grey, 3 RGB).
+
+    `aspect` says how an image of another shape gets there: `pad` (whole image, white bars), `stretch`
+    (whole image, distorted) or `crop` (undistorted, the middle of it).
+    """
+
+    height: int
+    width: int
+    channels: Literal[1, 3]
+    aspect: Aspect
+    decoding_policy: int = DECODING_POLICY
+
+
+def decode(
+    data: bytes,
+    to: Preprocessing,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = SERVED_FORMATS,
+    refuse_blank: bool = False,
+) -> ImageU8:
+    """Decode one image to uint8 pixels `[height, width, channels]`, as `to` asks.
+
+    Raises `EmptyImage`, `TooManyBytes`, `UnsupportedFormat`, `TooManyPixels`, `DamagedImage` and, with
+    `refuse_blank`, `BlankImage` where no channel spans `BLANK_RANGE` levels.
+    """
+    if not data:
+        raise EmptyImage("The file has no bytes. Send the bytes of an image.")
+    if len(data) > max_bytes:
+        raise TooManyBytes(f"The image has {len(data):,} bytes; at most {max_bytes:,} are allowed.")
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            return _pixels(image, to, max_pixels, refuse_blank)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        if data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+            raise DamagedImage("The image's header is damaged or cut off. Send the whole file.") from None
+        raise UnsupportedFormat(
+            f"The bytes are no image in a supported format. Send one of {', '.join(formats)}."
+        ) from None
+    except Image.DecompressionBombError:
+        raise TooManyPixels(f"The image has too many pixels; at most {max_pixels:,} are allowed.") from None
+    # Decoders of hostile files raise almost anything (TypeError, KeyError, struct.error, ...), and whatever
+    # it is, it is the file that is wrong.
+    except Exception as problem:
+        raise DamagedImage(
+            f"The image is damaged or cut off ({type(problem).__name__}). Send the whole file."
+        ) from problem
+
+
+def _pixels(image: Image.Image, to: Preprocessing, max_pixels: int, refuse_blank: bool) -> ImageU8:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise TooManyPixels(
+            f"The image is {width} x {height}, {width * height:,} pixels; at most {max_pixels:,} are allowed."
+        )
+    drafted = image.draft("L" if to.channels == 1 else "RGB", (2 * to.width, 2 * to.height))
+    image.load()
+    # A reduced JPEG is rounded up to whole pixels; the box is what of them is picture.
+    box = drafted[1] if drafted else (0, 0, *image.size)
+    # After load, not before: a decoder that turns the image itself removes the tag.
+    orientation = _orientation(image)
+    image = _eight_bits(image)
+
+    turned = orientation >= 5
+    size = (to.height, to.width) if turned else (to.width, to.height)
+    image = _resize(image, box, size, to.aspect)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("L" if to.channels == 1 else "RGB")
+    if refuse_blank and _is_blank(image):
+        raise BlankImage(
+            f"The image is one uniform colour (no channel spans {BLANK_RANGE} of 255 levels), "
+            "so it shows nothing to compare."
+        )
+    if orientation > 1:
+        image = image.transpose(_TURNS[orientation])
+    if image.size != (to.width, to.height):
+        canvas = Image.new(image.mode, (to.width, to.height), "white")
+        canvas.paste(image, ((to.width - image.width) // 2, (to.height - image.height) // 2))
+        image = canvas
+    return np.asarray(image, dtype=np.uint8).reshape(to.height, to.width, to.channels)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; what is missing, invalid or unreadable is 1 (upright)."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001  EXIF is a side dish: a broken one does not spoil the picture.
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image in a mode that resizes without loss: L, LA, RGB or RGBA."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
+        return Image.fromarray((wide >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UnsupportedFormat("The image has 32-bit pixels, whose scale is unknown. Send 8 or 16 bits a channel.")
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    return image.convert("RGB")
+
+
+def _resize(image: Image.Image, box: Box, size: tuple[int, int], aspect: Aspect) -> Image.Image:
+    """One antialiased resize of `box` into `size` (width, height); smaller on one side for `pad`."""
+    left, top, right, bottom = box
+    across, down = right - left, bottom - top
+    if aspect == "pad":
+        scale = min(size[0] / across, size[1] / down)
+        size = (max(1, round(across * scale)), max(1, round(down * scale)))
+    elif aspect == "crop":
+        scale = max(size[0] / across, size[1] / down)
+        side, end = (across - size[0] / scale) / 2, (down - size[1] / scale) / 2
+        box = (left + side, top + end, right - side, bottom - end)
+    return image.resize(size, Image.Resampling.BILINEAR, box=box)
+
+
+def _is_blank(image: Image.Image) -> bool:
+    return bool(np.ptp(np.asarray(image), axis=(0, 1)).max() < BLANK_RANGE)

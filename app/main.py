@@ -1,0 +1,80 @@
+"""Assembly: settings to application, and the life of what it holds."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from importlib.metadata import version
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from app import problems
+from app.dependencies import Resources, opened
+from app.middleware import BodyLimit, Counted, RequestIds
+from app.routes import collections, enroll, search, service, verify
+from app.schemas import Problem
+from app.settings import Settings, read_settings
+
+# What a multipart body holds besides its images.
+OVERHEAD_BYTES = 2**20
+SHUTDOWN_SECONDS = 5
+
+
+def create_app(settings: Settings, resources: Resources | None = None) -> FastAPI:
+    """The application. Its lifespan opens the resources, unless they were opened before it."""
+    held: list[Resources] = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        with nullcontext(resources) if resources else opened(settings) as current:
+            held.append(current)
+            current.encoder.warm_up()
+            current.ready = True
+            yield {"resources": current}
+            held.clear()
+
+    # The documentation's scripts come from the package: a service on a closed network has its /docs too.
+    app: FastAPI = FastAPIOffline(
+        title="Diptych",
+        version=version("diptych"),
+        summary="Says whether two images show the same thing, at an error rate you choose.",
+        lifespan=lifespan,
+        redoc_url=None,
+        responses={"4XX": {"model": Problem, "description": "A problem document (RFC 9457) with a stable `code`."}},
+    )
+    problems.install(app)
+    for room in (verify, enroll, search, collections, service):
+        app.include_router(room.router)
+    app.add_middleware(BodyLimit, limit=lambda path: body_limit(settings, path))
+    app.add_middleware(Counted, metrics=lambda: held[0].metrics if held else None)
+    app.add_middleware(RequestIds)
+    return app
+
+
+def body_limit(settings: Settings, path: str) -> int:
+    """Bytes allowed in the body of a request to `path`: what its images may take, and a little more."""
+    images = {"/verify": 2, "/search": 1, "/embed": 1, "/enroll": settings.max_images}.get(path, 0)
+    return min(images * settings.max_image_bytes + OVERHEAD_BYTES, settings.max_request_bytes)
+
+
+def worker() -> FastAPI:
+    """The application of one of several processes, which know their settings from the environment."""
+    return create_app(read_settings())
+
+
+def run(**given: Any) -> None:
+    """Serve until stopped. Raises `UsageError` for settings, checkpoints or galleries that can't be served."""
+    settings = read_settings(**given)
+    settings.check_exposure()
+    how: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
+        "server_header": False,
+    }
+    with opened(settings) as resources:
+        if settings.workers == 1:
+            uvicorn.run(create_app(settings, resources), **how)
+            return
+    uvicorn.run("app.main:worker", factory=True, workers=settings.workers, **how)

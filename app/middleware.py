@@ -1,0 +1,126 @@
+"""What holds before a body is read and after an answer is sent: request ids, counts, the size of bodies."""
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import RequestTooLarge
+from app.metrics import Metrics
+from app.problems import problem
+
+REQUEST_ID = "X-Request-ID"
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# A client that is still sending does not read. What is too large is read on and thrown away for so long.
+DRAIN_FACTOR = 2
+DRAIN_SECONDS = 10.0
+
+
+class RequestIds:
+    """Gives each request an id (the caller's own, if it is harmless) and returns it in `X-Request-ID`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        return await self.app(scope, receive, send_with_id)
+
+
+class Counted:
+    """Counts answers and times them, by route as declared, so that names in paths are no labels."""
+
+    def __init__(self, app: ASGIApp, metrics: Callable[[], Metrics | None]) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started = time.perf_counter()
+        status = 500
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        finally:
+            metrics = self.metrics()
+            if metrics is not None:
+                route = getattr(scope.get("route"), "path", "none")
+                metrics.requests.labels(scope["method"], route, status).inc()
+                metrics.seconds.labels(scope["method"], route).observe(time.perf_counter() - started)
+
+
+class BodyLimit:
+    """Answers 413 to a body larger than `limit(path)` bytes, said or found to be, before anything parses it."""
+
+    def __init__(self, app: ASGIApp, limit: Callable[[str], int]) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limit = self.limit(scope["path"])
+        refusal = RequestTooLarge(f"The request's body has more than the {limit:,} bytes allowed here.")
+        said = Headers(scope=scope).get("content-length", "0")
+        if not said.isdecimal() or int(said) > limit:
+            await _drain(receive, DRAIN_FACTOR * limit)
+            await problem(refusal, scope)(scope, receive, send)
+            return
+        received = 0
+        exceeded = started = False
+
+        async def receive_counted() -> Message:
+            nonlocal received, exceeded
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                exceeded = True
+                await _drain(receive, DRAIN_FACTOR * limit)
+                raise refusal
+            return message
+
+        async def send_unless_exceeded(message: Message) -> None:
+            nonlocal started
+            if exceeded and not started:
+                return  # what the parser made of the interruption; the answer follows below
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive_counted, send_unless_exceeded)
+        except RequestTooLarge:
+            if started:
+                raise
+        if exceeded and not started:
+            await problem(refusal, scope)(scope, receive, send)
+
+
+async def _drain(receive: Receive, at_most: int) -> None:
+    deadline = time.monotonic() + DRAIN_SECONDS
+    read = 0
+    while read <= at_most and time.monotonic() < deadline:
+        message = await receive()
+        read += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return

@@ -1,0 +1,1 @@
+"""Alembic migrations of the gallery's schema, one file a revision."""

@@ -1,0 +1,93 @@
+"""Uploads to embeddings: read, decode, embed, with a bound on how many requests do so at once."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import BoundedSemaphore
+
+import numpy as np
+from fastapi import UploadFile
+
+from app.encoder import Encoder
+from app.errors import ImageError, Overloaded, TooManyBytes
+from app.image import ImageU8, decode
+from app.matching import EmbeddingsF32
+from app.metrics import Metrics
+from app.settings import Settings
+
+# Images that go through the encoder together; more would cost memory and gain nothing on a CPU.
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One upload's embedding `[D]` and the sha256 of its bytes."""
+
+    embedding_D: EmbeddingsF32
+    sha256: str
+
+
+class Pipeline:
+    """bytes -> image -> embedding, for at most `concurrency` requests at a time; others wait their turn."""
+
+    def __init__(self, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
+        self.encoder = encoder
+        self._settings = settings
+        self._metrics = metrics
+        self._turns = BoundedSemaphore(settings.concurrency)
+
+    def embed(self, *uploads: tuple[str, UploadFile]) -> list[Embedded]:
+        """Embeddings of (field, upload) pairs. Raises the first `ImageError`, naming its field."""
+        results = self.embed_each([upload for _, upload in uploads])
+        for (field, _), result in zip(uploads, results, strict=True):
+            if isinstance(result, ImageError):
+                result.extra.setdefault("field", field)
+                raise result
+        return [result for result in results if isinstance(result, Embedded)]
+
+    def embed_each(self, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
+        """For each upload its embedding, or what is wrong with it. Raises `Overloaded`."""
+        results: list[Embedded | ImageError] = []
+        with self._turn():
+            for start in range(0, len(uploads), BATCH):
+                results += self._embed_batch(uploads[start : start + BATCH])
+        for result in results:
+            if isinstance(result, ImageError):
+                self._metrics.refusals.labels(result.code).inc()
+        return results
+
+    def _embed_batch(self, uploads: Sequence[UploadFile]) -> Iterator[Embedded | ImageError]:
+        decoded = [self._decode(upload) for upload in uploads]
+        images = [image for image in decoded if not isinstance(image, ImageError)]
+        embeddings_ND: Iterator[EmbeddingsF32] = iter(())
+        if images:
+            embeddings_ND = iter(self.encoder.embed(np.stack([pixels for pixels, _ in images])))
+        for image in decoded:
+            yield image if isinstance(image, ImageError) else Embedded(next(embeddings_ND), image[1])
+
+    def _decode(self, upload: UploadFile) -> tuple[ImageU8, str] | ImageError:
+        limit = self._settings.max_image_bytes
+        try:
+            if upload.size is not None and upload.size > limit:
+                raise TooManyBytes(f"The image has {upload.size:,} bytes; at most {limit:,} are allowed.")
+            data = upload.file.read(limit + 1)
+            pixels = decode(
+                data,
+                self.encoder.preprocessing,
+                max_bytes=limit,
+                max_pixels=self._settings.max_image_pixels,
+                refuse_blank=True,
+            )
+        except ImageError as problem:
+            return problem
+        return pixels, hashlib.sha256(data).hexdigest()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._turns.acquire(timeout=self._settings.queue_seconds):
+            raise Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
+        try:
+            yield
+        finally:
+            self._turns.release()

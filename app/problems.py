@@ -1,0 +1,103 @@
+"""Errors to RFC 9457 problem documents: the one handler of the tree."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from app.errors import DiptychError, InvalidRequest, Unavailable
+
+log = logging.getLogger("uvicorn.error")
+
+RETRY_AFTER_SECONDS = "1"
+_HTTP_CODES = {
+    400: "malformed_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+}
+
+
+def problem(error: DiptychError, scope: Scope) -> Response:
+    """The problem document of an error."""
+    headers = {"Retry-After": RETRY_AFTER_SECONDS} if isinstance(error, Unavailable) else {}
+    return _document(error.status, error.code, error.title, error.detail, scope, headers, error.extra)
+
+
+def _document(
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    scope: Scope,
+    headers: dict[str, str],
+    extra: dict[str, Any],
+) -> Response:
+    content = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": scope.get("state", {}).get("request_id"),
+        **extra,
+    }
+    return JSONResponse(content, status, headers, media_type="application/problem+json")
+
+
+async def _diptych_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DiptychError)  # noqa: S101  registered for this class alone
+    if error.status >= 500:
+        log.error("%s: %s (request %s)", error.code, error, request.scope.get("state", {}).get("request_id"))
+    return problem(error, request.scope)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    wrong = [
+        {"field": ".".join(str(part) for part in one["loc"][1:]) or str(one["loc"][0]), "message": one["msg"]}
+        for one in error.errors()
+    ]
+    detail = "; ".join(f"{one['field']}: {one['message']}" for one in wrong[:5])
+    return problem(InvalidRequest(detail, errors=wrong[:20]), request.scope)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    if isinstance(error.__cause__, DiptychError):
+        return problem(error.__cause__, request.scope)
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    detail = {
+        404: f"There is nothing at {request.url.path}. GET /docs lists what there is.",
+        405: f"{request.method} is not allowed at {request.url.path}.",
+    }.get(error.status_code, str(error.detail))
+    return _document(
+        error.status_code,
+        code,
+        code.replace("_", " ").capitalize(),
+        detail,
+        request.scope,
+        dict(error.headers or {}),
+        {},
+    )
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    # Starlette logs the traceback; the caller learns the id to ask about, and nothing of our insides.
+    request_id = request.scope.get("state", {}).get("request_id")
+    detail = "The service made a mistake, and it is in its log under this request_id."
+    response = _document(500, DiptychError.code, DiptychError.title, detail, request.scope, {}, {})
+    response.headers["X-Request-ID"] = request_id or ""
+    return response
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of this application a problem document."""
+    app.add_exception_handler(DiptychError, _diptych_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)

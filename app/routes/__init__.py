@@ -1,0 +1,1 @@
+"""HTTP: each route takes a request apart, calls the stages, and puts the answer together."""

@@ -1,0 +1,95 @@
+"""POST /enroll: remember this one."""
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Header, UploadFile
+
+from app import gallery
+from app.dependencies import DatabaseDep, DescriptionDep, PipelineDep, SettingsDep
+from app.errors import ImageError, NothingEnrolled, TooManyImages
+from app.gallery import NewReference
+from app.schemas import CollectionForm, EnrollAnswer, IdentityForm, parse_metadata
+
+router = APIRouter(tags=["gallery"])
+
+FILENAME_LENGTH = 255
+
+
+@router.post("/enroll", response_model=EnrollAnswer, status_code=201, form_limits={"max_files": 1001, "max_fields": 16})
+def enroll(
+    pipeline: PipelineDep,
+    database: DatabaseDep,
+    description: DescriptionDep,
+    settings: SettingsDep,
+    identity: IdentityForm,
+    images: Annotated[list[UploadFile], File(description="One image or more of the identity.")],
+    collection: CollectionForm = "default",
+    metadata: Annotated[
+        str | None, Form(description="A JSON object, merged into what the identity has; null removes a key.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=255, description="Repeats under the same key give the same answer."),
+    ] = None,
+) -> dict[str, Any]:
+    """Enrolls images as references of an identity. When it has answered, they are on disk.
+
+    Images that can't be used are named in `rejected`; the others are enrolled. An image that the identity
+    holds already keeps the reference that it has.
+    """
+    if len(images) > settings.max_images:
+        raise TooManyImages(f"{len(images)} images in one request; at most {settings.max_images} are allowed.")
+    about = parse_metadata(metadata)
+    fingerprint = ""
+    if idempotency_key is not None:
+        fingerprint = _fingerprint(collection, identity, about, images)
+        with database.read() as connection:
+            answer = gallery.recall(connection, idempotency_key, fingerprint)
+        if answer is not None:
+            return answer
+
+    accepted: list[NewReference] = []
+    rejected: list[dict[str, str]] = []
+    for upload, result in zip(images, pipeline.embed_each(images), strict=True):
+        name = _filename(upload)
+        if isinstance(result, ImageError):
+            rejected.append({"filename": name, "code": result.code, "detail": result.detail})
+        else:
+            accepted.append(NewReference(name, result.sha256, result.embedding_D))
+    if not accepted:
+        reasons = "; ".join(f"{entry['filename']}: {entry['detail']}" for entry in rejected[:3])
+        raise NothingEnrolled(f"No image could be used, so nothing was enrolled. {reasons}", rejected=rejected)
+
+    with database.write() as connection:
+        if idempotency_key is not None:
+            # Again, now alone: the same request may have come twice at once.
+            answer = gallery.recall(connection, idempotency_key, fingerprint)
+            if answer is not None:
+                return answer
+        references = gallery.enroll(connection, collection, identity, about, accepted, description.model_id)
+        answer = {
+            "collection": collection,
+            "identity": identity,
+            "references": references,
+            "rejected": rejected,
+        }
+        if idempotency_key is not None:
+            gallery.remember(connection, idempotency_key, fingerprint, answer)
+    return answer
+
+
+def _filename(upload: UploadFile) -> str:
+    """The caller's name for the file, kept only to be shown again: without path, without control characters."""
+    name = (upload.filename or "").replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(c for c in name if c.isprintable())[:FILENAME_LENGTH] or "image"
+
+
+def _fingerprint(collection: str, identity: str, metadata: dict[str, Any], images: list[UploadFile]) -> str:
+    """What makes two requests the same: names, metadata and the bytes of the images."""
+    digest = hashlib.sha256(json.dumps([collection, identity, metadata], sort_keys=True).encode())
+    for upload in images:
+        digest.update(hashlib.file_digest(upload.file, "sha256").digest())  # type: ignore[arg-type]
+        upload.file.seek(0)
+    return digest.hexdigest()

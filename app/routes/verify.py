@@ -1,0 +1,94 @@
+"""POST /verify: are these two the same? POST /embed: the embedding alone."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, File, Form, UploadFile
+
+from app import gallery
+from app.dependencies import DatabaseDep, DescriptionDep, MetricsDep, PipelineDep
+from app.errors import ConflictingFields, InvalidRequest
+from app.matching import choose_threshold, decide, distance, distances
+from app.schemas import ClaimForm, CollectionForm, EmbedAnswer, ThresholdForm, VerifyAnswer
+
+router = APIRouter(tags=["verification"])
+
+IMAGE = "JPEG, PNG, WebP, GIF, BMP or TIFF; bytes decide, not the name."
+
+
+@router.post("/verify", response_model=VerifyAnswer, form_limits={"max_files": 4, "max_fields": 16})
+def verify(
+    description: DescriptionDep,
+    pipeline: PipelineDep,
+    database: DatabaseDep,
+    metrics: MetricsDep,
+    image_a: Annotated[UploadFile, File(description=IMAGE)],
+    image_b: Annotated[UploadFile | None, File(description="The other image; or give `identity`.")] = None,
+    identity: ClaimForm = None,
+    collection: CollectionForm = "default",
+    threshold: ThresholdForm = None,
+    target_fmr: Annotated[
+        float | None, Form(gt=0, lt=1, description="One of the checkpoint's calibrated false-match rates.")
+    ] = None,
+    prior: Annotated[float, Form(gt=0, lt=1, description="How likely `similar` is before looking.")] = 0.5,
+) -> VerifyAnswer:
+    """Says whether two images show the same thing, or whether one shows the identity that it claims to.
+
+    A claimed identity is compared with all of its references; the nearest decides.
+    """
+    chosen = choose_threshold(
+        description.default_threshold,
+        description.operating_points,
+        threshold=threshold,
+        target_fmr=target_fmr,
+    )
+    reference_id = None
+    if image_b is not None and identity is not None:
+        raise ConflictingFields("Give `image_b` to compare two images, or `identity` to test a claim, not both.")
+    if image_b is not None:
+        first, second = pipeline.embed(("image_a", image_a), ("image_b", image_b))
+        apart = distance(first.embedding_D, second.embedding_D)
+    elif identity is not None:
+        # Before decoding: an unknown name costs nothing to refuse.
+        with database.read() as connection:
+            stored = gallery.references_of(connection, collection, identity, description.model_id)
+        (probe,) = pipeline.embed(("image_a", image_a))
+        all_distances = distances(probe.embedding_D, stored.embeddings_RD)
+        nearest = int(all_distances.argmin())
+        apart, reference_id = float(all_distances[nearest]), stored.reference_ids[nearest]
+    else:
+        raise InvalidRequest("Give a second image as `image_b`, or an enrolled `identity` to compare with.")
+
+    verdict = decide(apart, chosen.value)
+    metrics.verdicts.labels(verdict).inc()
+    point = chosen.point
+    return VerifyAnswer(
+        verdict=verdict,
+        distance=apart,
+        threshold=chosen.value,
+        threshold_source=chosen.source,
+        margin=description.margin,
+        model_id=description.model_id,
+        calibration_id=description.calibration_id,
+        target_fmr=point.target_fmr if point else None,
+        # The rates were measured for one reference; for the nearest of several they do not hold.
+        fmr=point.fmr if point and identity is None else None,
+        fmr_ci95=point.fmr_ci95 if point and identity is None else None,
+        fnmr=point.fnmr if point and identity is None else None,
+        fnmr_ci95=point.fnmr_ci95 if point and identity is None else None,
+        log_likelihood_ratio=None,
+        probability=None,
+        prior=prior,
+        percentile=None,
+        reference_id=reference_id,
+    )
+
+
+@router.post("/embed", response_model=EmbedAnswer, form_limits={"max_files": 4, "max_fields": 16})
+def embed(
+    pipeline: PipelineDep,
+    description: DescriptionDep,
+    image: Annotated[UploadFile, File(description=IMAGE)],
+) -> EmbedAnswer:
+    """The unit embedding of one image."""
+    (embedded,) = pipeline.embed(("image", image))
+    return EmbedAnswer(embedding=embedded.embedding_D.tolist(), model_id=description.model_id)

@@ -1,0 +1,208 @@
+"""What the endpoints take and answer, as the OpenAPI document shows it."""
+
+import json
+import unicodedata
+from typing import Annotated, Any, Literal
+
+from fastapi import Form, Path, UploadFile
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from app.checkpoint import CalibrationFacts, DatasetFacts, Runtime
+from app.errors import InvalidMetadata, InvalidName
+from app.gallery import MAX_METADATA_BYTES
+from app.image import Preprocessing
+from app.matching import MAX_DISTANCE, OperatingPoint, ThresholdSource, Verdict
+
+NAME_LENGTH = 128
+NAME_RULE = f"1 to {NAME_LENGTH} characters, no control characters, no `/`"
+
+
+def check_name(name: str) -> str:
+    """The name, if it is allowed. Raises `InvalidName`."""
+    forbidden = [c for c in name if c == "/" or unicodedata.category(c) in ("Cc", "Cs")]
+    if forbidden or not 1 <= len(name) <= NAME_LENGTH:
+        raise InvalidName(f"{name[:40]!r} is not allowed as a name: use {NAME_RULE}.")
+    return name
+
+
+def parse_metadata(text: str | None) -> dict[str, Any]:
+    """The JSON object in a form field. Raises `InvalidMetadata`."""
+    if text is None:
+        return {}
+    if len(text.encode(errors="replace")) > MAX_METADATA_BYTES:
+        raise InvalidMetadata(f"`metadata` may take {MAX_METADATA_BYTES:,} bytes at most.")
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        parsed = json.loads(text, parse_constant=refuse)
+        json.dumps(parsed).encode()
+    except (ValueError, RecursionError) as problem:
+        raise InvalidMetadata(f'`metadata` is not valid JSON ({problem}). Send an object such as {{"a": 1}}.') from None
+    if not isinstance(parsed, dict):
+        raise InvalidMetadata('`metadata` must be a JSON object such as {"a": 1}.')
+    return parsed
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+ImageFile = Annotated[UploadFile, Field(description="JPEG, PNG, WebP, GIF, BMP or TIFF; bytes decide.")]
+CollectionForm = Annotated[Name, Form(description=f"Collection: {NAME_RULE}.")]
+IdentityForm = Annotated[Name, Form(description=f"Identity: {NAME_RULE}.")]
+ClaimForm = Annotated[Name | None, Form(description="An enrolled identity that `image_a` claims to show.")]
+CollectionPath = Annotated[Name, Path(description="Collection.")]
+IdentityPath = Annotated[Name, Path(description="Identity.")]
+ThresholdForm = Annotated[
+    float | None,
+    Form(
+        ge=0,
+        le=MAX_DISTANCE,
+        allow_inf_nan=False,
+        description="A threshold of your own, instead of the checkpoint's.",
+    ),
+]
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is stable; the words are not."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str | None
+
+
+class VerifyAnswer(BaseModel):
+    """The verdict and what it rests on. A figure that the calibration does not support is null."""
+
+    verdict: Verdict
+    distance: float = Field(description="Euclidean distance of the two embeddings, 0 to 2; smaller is more alike.")
+    threshold: float = Field(description="`similar` means distance <= threshold.")
+    threshold_source: ThresholdSource
+    margin: float
+    model_id: str
+    calibration_id: str
+    target_fmr: float | None = Field(description="False-match rate that the threshold was chosen for.")
+    fmr: float | None = Field(description="False-match rate measured for it on unseen identities.")
+    fmr_ci95: tuple[float, float] | None
+    fnmr: float | None = Field(description="False-non-match rate measured for it on unseen identities.")
+    fnmr_ci95: tuple[float, float] | None
+    log_likelihood_ratio: float | None
+    probability: float | None
+    prior: float
+    percentile: float | None
+    reference_id: str | None = Field(description="For a claimed identity, the nearest of its references.")
+
+
+class EnrolledReference(BaseModel):
+    reference_id: str
+    filename: str
+
+
+class RejectedImage(BaseModel):
+    filename: str
+    code: str
+    detail: str
+
+
+class EnrollAnswer(BaseModel):
+    collection: str
+    identity: str
+    references: list[EnrolledReference]
+    rejected: list[RejectedImage]
+
+
+class Match(BaseModel):
+    identity: str
+    distance: float
+    verdict: Verdict
+    reference_id: str
+    metadata: dict[str, Any]
+
+
+class SearchAnswer(BaseModel):
+    """The nearest identities, nearest first, whatever their verdicts; no `similar` among them means nobody known."""
+
+    matches: list[Match]
+    gallery_size: int = Field(description="Identities searched.")
+    references: int = Field(description="References searched.")
+    threshold: float
+    threshold_source: ThresholdSource
+    model_id: str
+    calibration_id: str
+
+
+class EmbedAnswer(BaseModel):
+    embedding: list[float]
+    model_id: str
+
+
+class CollectionEntry(BaseModel):
+    collection: str
+    identities: int
+    references: int
+    created_at: str
+
+
+class CollectionsAnswer(BaseModel):
+    collections: list[CollectionEntry]
+
+
+class IdentityEntry(BaseModel):
+    identity: str
+    metadata: dict[str, Any]
+    references: int
+    created_at: str
+
+
+class IdentitiesAnswer(BaseModel):
+    identities: list[IdentityEntry]
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last.")
+
+
+class ReferenceEntry(BaseModel):
+    reference_id: str
+    filename: str
+    created_at: str
+
+
+class IdentityAnswer(BaseModel):
+    collection: str
+    identity: str
+    metadata: dict[str, Any]
+    created_at: str
+    references: list[ReferenceEntry]
+
+
+class IdentityChange(BaseModel):
+    """A new name, metadata to merge (null removes a key), or both."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    identity: Name | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class CheckpointAnswer(BaseModel):
+    """What is loaded and how well it measured."""
+
+    name: str
+    model_id: str
+    calibration_id: str
+    created_at: str
+    embedding_dim: int
+    preprocessing: Preprocessing
+    margin: float
+    threshold: float
+    threshold_source: ThresholdSource
+    target_fmr: float
+    operating_points: list[OperatingPoint]
+    calibration: CalibrationFacts
+    dataset: DatasetFacts
+    runtime: Runtime
+
+
+class Health(BaseModel):
+    status: Literal["ok", "ready"]

@@ -1,0 +1,75 @@
+"""Every setting, read from the environment with the prefix `DIPTYCH_`."""
+
+import ipaddress
+import os
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import UsageError
+from app.image import MAX_BYTES, MAX_PIXELS
+
+
+class Settings(BaseSettings):
+    """The service's settings. Names in the environment are these in capitals, after `DIPTYCH_`."""
+
+    model_config = SettingsConfigDict(env_prefix="DIPTYCH_", extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    data_dir: Path = Field(Path("data"), description="Directory of the gallery's database.")
+    database_url: str | None = Field(
+        None, description="SQLite URL of the gallery's database; by default a file in the data directory."
+    )
+    checkpoint: str = Field("default", description="Directory of a checkpoint, or the name of a bundled one.")
+    allow_no_keys: bool = Field(
+        False,
+        description="Listen beyond loopback although there are no API keys: whoever reaches it may use it.",
+    )
+    workers: int = Field(1, ge=1, le=64, description="Processes; they share the data directory.")
+    concurrency: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="Requests a process decodes and embeds at once; the others wait. By default one a core.",
+    )
+    queue_seconds: float = Field(
+        10.0, gt=0, description="How long a request waits for its turn before it is refused with 503."
+    )
+    encoder_threads: int = Field(1, ge=1, description="Threads of one embedding.")
+    max_image_bytes: int = Field(MAX_BYTES, ge=1024, description="Bytes of one image.")
+    max_image_pixels: int = Field(MAX_PIXELS, ge=1024, description="Pixels of one image, width times height.")
+    max_images: int = Field(32, ge=1, le=1000, description="Images in one request to enroll.")
+    max_request_bytes: int = Field(128 * 2**20, ge=4096, description="Bytes of a request's whole body.")
+
+    @property
+    def sqlite_path(self) -> Path:
+        """The database file. Raises `UsageError` for another kind of database."""
+        if self.database_url is None:
+            return self.data_dir / "diptych.db"
+        scheme, separator, path = self.database_url.partition(":///")
+        if not separator or scheme not in ("sqlite", "sqlite+pysqlite") or not path:
+            raise UsageError("DIPTYCH_DATABASE_URL must be sqlite:///FILE; other databases are not supported yet.")
+        return Path(path)
+
+    def check_exposure(self) -> None:
+        """Raises `UsageError` where the service would listen beyond loopback without API keys."""
+        try:
+            loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback and not self.allow_no_keys:
+            raise UsageError(
+                f"There are no API keys, so anybody who reaches {self.host} could use the service: it listens on "
+                "loopback only. Set DIPTYCH_ALLOW_NO_KEYS=1 if something else guards it."
+            )
+
+
+def read_settings(**given: object) -> Settings:
+    """Settings from the environment, overridden by what is given. Raises `UsageError` naming the wrong one."""
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise UsageError(f"DIPTYCH_{name}: {first['msg']} (got {first.get('input')!r}).") from None

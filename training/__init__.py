@@ -1,0 +1,1 @@
+"""Training: folder -> identities -> batches -> encoder -> loss -> checkpoint -> calibration -> report."""

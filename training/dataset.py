@@ -1,0 +1,203 @@
+"""A folder of labelled images to identities, and identities to disjoint splits.
+
+Array axes, here and in every room: N images, B images of a batch, H x W pixels, C channels, D embedding.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from app.errors import ImageError, UsageError
+from app.image import FOLDER_FORMATS, ImageU8, Preprocessing, decode
+
+SplitName = Literal["train", "calibration", "test"]
+# Decoded pixels beyond this live in a file that the kernel pages in and out.
+IN_MEMORY_BYTES = 2**30
+# One's own files, however large: a scan may well exceed what a stranger may upload.
+MAX_BYTES = 2**30
+MAX_PIXELS = 400_000_000
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Decoded images, each with its identity; identities are sorted by name.
+
+    `identity_N` indexes `identities`, and so does `group_of_identity` to `groups`.
+    """
+
+    images_NHWC: ImageU8
+    identity_N: NDArray[np.int64]
+    paths: list[str]
+    identities: list[str]
+    groups: list[str]
+    group_of_identity: NDArray[np.int64]
+    fingerprint: str
+    skipped: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def group_N(self) -> NDArray[np.int64]:
+        return self.group_of_identity[self.identity_N]
+
+    def images_of(self, identities: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices of all images of the given identities."""
+        return np.flatnonzero(np.isin(self.identity_N, identities))
+
+
+def image_files(root: Path) -> list[Path]:
+    """Every file below `root` that is not hidden, sorted. Whether it is an image, its bytes will say."""
+    if not root.is_dir():
+        raise UsageError(f"{root} is no folder. Give a folder tree with one folder of images per identity.")
+
+    def visible(path: Path) -> bool:
+        return not any(part.startswith(".") for part in path.relative_to(root).parts)
+
+    return sorted(path for path in root.rglob("*") if visible(path) and path.is_file())
+
+
+def decode_file(path: Path, to: Preprocessing) -> tuple[ImageU8, str] | None:
+    """Pixels and sha256 of a file's bytes, by the policy that serves; None for what is no image."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return None
+        data = path.read_bytes()
+        pixels = decode(data, to, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS, formats=FOLDER_FORMATS)
+    except (ImageError, OSError):
+        return None
+    return pixels, hashlib.sha256(data).hexdigest()
+
+
+def decode_files(
+    paths: Sequence[Path], to: Preprocessing, *, progress: bool = True
+) -> Iterator[tuple[Path, tuple[ImageU8, str] | None]]:
+    """Decode many files on all cores, in order; only a few hundred are in memory at a time."""
+
+    def one(path: Path) -> tuple[Path, tuple[ImageU8, str] | None]:
+        return path, decode_file(path, to)
+
+    with ThreadPoolExecutor() as pool, tqdm(total=len(paths), unit="img", disable=not progress) as bar:
+        bar.set_description("decoding")
+        for start in range(0, len(paths), 256):
+            for result in pool.map(one, paths[start : start + 256]):
+                bar.update()
+                yield result
+
+
+def read_dataset(root: Path, to: Preprocessing, *, progress: bool = True) -> Dataset:
+    """Decode the folder tree: every folder that directly holds images is one identity.
+
+    An identity is named by its path relative to `root`, its group by its parent folder's. Files that are
+    no images are skipped and counted. Raises `UsageError` if there is no image at all.
+    """
+    files = image_files(root)
+    images_NHWC = _pixel_store(len(files), to)
+    digest = hashlib.sha256()
+    kept: list[Path] = []
+    for path, decoded in decode_files(files, to, progress=progress):
+        if decoded is None:
+            continue
+        pixels, sha256 = decoded
+        images_NHWC[len(kept)] = pixels
+        relative = path.relative_to(root)
+        digest.update(f"{relative.as_posix()}\0{sha256}\n".encode(errors="surrogateescape"))
+        kept.append(relative)
+    if not kept:
+        raise UsageError(f"{root} holds no image. Give a folder tree with one folder of images per identity.")
+    identities = sorted({path.parent.as_posix() for path in kept})
+    number = {name: index for index, name in enumerate(identities)}
+    groups = sorted({Path(name).parent.as_posix() for name in identities})
+    return Dataset(
+        images_NHWC=images_NHWC[: len(kept)],
+        identity_N=np.array([number[path.parent.as_posix()] for path in kept], dtype=np.int64),
+        paths=[path.as_posix() for path in kept],
+        identities=identities,
+        groups=groups,
+        group_of_identity=np.array([groups.index(Path(name).parent.as_posix()) for name in identities], dtype=np.int64),
+        fingerprint=digest.hexdigest()[:32],
+        skipped=len(files) - len(kept),
+    )
+
+
+def _pixel_store(count: int, to: Preprocessing) -> ImageU8:
+    shape = (count, to.height, to.width, to.channels)
+    if np.prod(shape, dtype=np.int64) <= IN_MEMORY_BYTES:
+        return np.empty(shape, dtype=np.uint8)
+    # Unlinked at once: the mapping keeps the space until the process ends, however it ends.
+    with tempfile.NamedTemporaryFile(prefix="diptych-pixels-") as file:
+        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
+
+
+def split_identities(
+    dataset: Dataset,
+    *,
+    calibration: float,
+    test: float,
+    by: Literal["identity", "group"],
+    seed: int,
+) -> dict[SplitName, NDArray[np.int64]]:
+    """Identities of the three splits, disjoint, as sorted indices; the same for the same seed and names.
+
+    `calibration` and `test` are shares of the identities (or of the groups, which then stay whole).
+    Raises `UsageError` where a split would hold fewer than two identities.
+    """
+    count = len(dataset.identities) if by == "identity" else len(dataset.groups)
+    order = np.random.default_rng(seed).permutation(count)
+    n_calibration, n_test = max(1, round(count * calibration)), max(1, round(count * test))
+    parts = {
+        "calibration": order[:n_calibration],
+        "test": order[n_calibration : n_calibration + n_test],
+        "train": order[n_calibration + n_test :],
+    }
+    member: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    if by == "identity":
+        member = np.sort
+    else:
+
+        def member(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.flatnonzero(np.isin(dataset.group_of_identity, groups))
+
+    splits: dict[SplitName, NDArray[np.int64]] = {
+        "train": member(parts["train"]),
+        "calibration": member(parts["calibration"]),
+        "test": member(parts["test"]),
+    }
+    for name, identities in splits.items():
+        if len(identities) < 2:
+            raise UsageError(
+                f"The {name} split would hold {len(identities)} of {len(dataset.identities)} identities; each "
+                "needs two at least. Add identities (folders), or change --calibration-share and --test-share."
+            )
+    return splits
+
+
+def guess_shape(root: Path, size: int | None, channels: Literal[1, 3] | None) -> tuple[int, Literal[1, 3]]:
+    """Image size (a square's side) and channels: as given, else read off a sample of 100 images.
+
+    Grey unless some image has colour; 64 pixels for small images (median of the longer side up to 160),
+    128 for others.
+    """
+    if size is not None and channels is not None:
+        return size, channels
+    paths = image_files(root)
+    to = Preprocessing(height=32, width=32, channels=3, aspect="stretch")
+    sides: list[int] = []
+    colour = False
+    for path in paths[:: max(1, len(paths) // 100)]:
+        decoded = decode_file(path, to)
+        if decoded is None:
+            continue
+        with Image.open(path) as image:
+            sides.append(max(image.size))
+        colour = colour or bool(np.ptp(decoded[0].astype(np.int16), axis=2).max() > 16)
+    return size or (128 if sides and np.median(sides) > 160 else 64), channels or (3 if colour else 1)

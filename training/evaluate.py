@@ -1,0 +1,214 @@
+"""A checkpoint on other images: embed them, count its errors, calibrate it anew. Needs no PyTorch."""
+
+import csv
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from app import checkpoint as format_1
+from app.checkpoint import CalibrationFacts, Checkpoint
+from app.encoder import Encoder
+from app.errors import UsageError
+from app.image import ImageU8
+from app.matching import EmbeddingsF32, distances
+from training import calibration
+from training.dataset import Dataset, decode_file, decode_files, image_files, read_dataset, split_identities
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures on images of one folder or list, and how many identities or pairs were passed over."""
+
+    metrics: dict[str, Any]
+    note: str | None = None
+
+
+def open_encoder(checkpoint: Checkpoint) -> Encoder:
+    return Encoder(checkpoint, threads=os.cpu_count() or 1)
+
+
+def embed_images(encoder: Encoder, images_NHWC: ImageU8, *, progress: bool = True) -> EmbeddingsF32:
+    """Unit embeddings `[N, D]` of decoded images."""
+    parts = [np.empty((0, encoder.embedding_dim), dtype=np.float32)]
+    starts = range(0, len(images_NHWC), BATCH)
+    for start in tqdm(starts, desc="embedding", unit="batch", disable=not progress):
+        parts.append(encoder.embed(np.ascontiguousarray(images_NHWC[start : start + BATCH])))
+    return np.concatenate(parts)
+
+
+def embed_folder(encoder: Encoder, root: Path, *, progress: bool = True) -> tuple[list[str], EmbeddingsF32, int]:
+    """Relative paths and embeddings of every image below `root`, and how many files were no image."""
+    files = image_files(root)
+    paths: list[str] = []
+    batch: list[ImageU8] = []
+    parts = [np.empty((0, encoder.embedding_dim), dtype=np.float32)]
+    for path, decoded in decode_files(files, encoder.preprocessing, progress=progress):
+        if decoded is not None:
+            paths.append(path.relative_to(root).as_posix())
+            batch.append(decoded[0])
+        if len(batch) == BATCH:
+            parts.append(encoder.embed(np.stack(batch)))
+            batch.clear()
+    if batch:
+        parts.append(encoder.embed(np.stack(batch)))
+    return paths, np.concatenate(parts), len(files) - len(paths)
+
+
+def evaluate_folder(checkpoint: Checkpoint, root: Path, *, progress: bool = True) -> Evaluation:
+    """Error rates at the checkpoint's threshold over all pairs of a folder tree.
+
+    On the very folder that the checkpoint was trained on, only its test identities count.
+    """
+    encoder = open_encoder(checkpoint)
+    dataset = read_dataset(root, encoder.preprocessing, progress=progress)
+    note = None
+    chosen = np.arange(len(dataset))
+    if dataset.fingerprint == checkpoint.description.dataset.fingerprint:
+        chosen = dataset.images_of(_splits_of_training(checkpoint, dataset)["test"])
+        note = "This is the training folder: only the test identities, which training never saw, are counted."
+    elif dataset.fingerprint == checkpoint.description.calibration.fingerprint:
+        note = "The threshold was chosen on this folder, so these rates are not of unseen images."
+    counts = _count(encoder, dataset, chosen, progress=progress)
+    metrics = calibration.metrics(counts, checkpoint.description.threshold)
+    metrics = {**metrics, "images": len(chosen), "skipped": dataset.skipped}
+    if metrics["genuine_pairs"] + metrics["impostor_pairs"] == 0:
+        raise UsageError(f"{root} holds a single image, so there is no pair to judge. Give a folder per identity.")
+    return Evaluation(metrics, note)
+
+
+def evaluate_pairs(checkpoint: Checkpoint, listing: Path, root: Path, *, progress: bool = True) -> Evaluation:
+    """Error rates at the checkpoint's threshold over the pairs of a CSV: `image_a,image_b,same`.
+
+    Paths are relative to `root`. Pairs with an image that can't be decoded are passed over and counted.
+    """
+    rows = _read_pairs(listing)
+    encoder = open_encoder(checkpoint)
+    names = sorted({name for a, b, _ in rows for name in (a, b)})
+    embeddings: dict[str, EmbeddingsF32] = {}
+    for start in tqdm(range(0, len(names), BATCH), desc="embedding", unit="batch", disable=not progress):
+        decoded = {
+            name: found[0]
+            for name in names[start : start + BATCH]
+            if (found := decode_file(root / name, encoder.preprocessing)) is not None
+        }
+        if decoded:
+            embeddings.update(zip(decoded, encoder.embed(np.stack(list(decoded.values()))), strict=True))
+    usable = [(a, b, same) for a, b, same in rows if a in embeddings and b in embeddings]
+    if not usable:
+        raise UsageError(
+            f"No pair of {listing} has two readable images below {root}; check --root (first: {rows[0][0]!r})."
+        )
+    apart = np.array([distances(embeddings[a], embeddings[b][None, :])[0] for a, b, _ in usable])
+    counts = calibration.count_listed_pairs(apart, np.array([same for _, _, same in usable]))
+    metrics = calibration.metrics(counts, checkpoint.description.threshold)
+    return Evaluation(
+        {**metrics, "images": len(embeddings), "skipped": len(names) - len(embeddings)},
+        None if len(usable) == len(rows) else f"{len(rows) - len(usable)} pairs were passed over: unreadable images.",
+    )
+
+
+def _read_pairs(listing: Path) -> list[tuple[str, str, bool]]:
+    wanted = "columns image_a,image_b,same, where same is 1 or 0"
+    try:
+        with listing.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"image_a", "image_b", "same"} <= set(reader.fieldnames or []):
+                raise UsageError(f"{listing} lacks a column: it needs {wanted}.")
+            rows = []
+            for row in reader:
+                same = (row["same"] or "").strip()
+                if same not in ("0", "1") or not row["image_a"] or not row["image_b"]:
+                    raise UsageError(f"{listing}, line {reader.line_num}: it needs {wanted}.")
+                rows.append((row["image_a"], row["image_b"], same == "1"))
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise UsageError(f"{listing} can't be read as CSV ({problem}).") from None
+    if not rows:
+        raise UsageError(f"{listing} lists no pairs: it needs {wanted}, and rows.")
+    return rows
+
+
+def calibrate(
+    checkpoint: Checkpoint, root: Path, output: Path, *, target_fmr: float, seed: int, progress: bool = True
+) -> Checkpoint:
+    """The same encoder with threshold and error rates measured anew on the folder tree `root`.
+
+    Half of its identities choose the threshold, the other half measure it. On the training folder only the
+    identities that training never saw take part. Raises `UsageError` with fewer than four identities.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output} exists and is not empty. Give a new directory, so that nothing is lost.")
+    old = checkpoint.description
+    encoder = open_encoder(checkpoint)
+    dataset = read_dataset(root, encoder.preprocessing, progress=progress)
+    if dataset.fingerprint == old.dataset.fingerprint:
+        trained = _splits_of_training(checkpoint, dataset)
+        choosing, measuring = trained["calibration"], trained["test"]
+    else:
+        order = np.random.default_rng(seed).permutation(len(dataset.identities))
+        choosing, measuring = np.sort(order[::2]), np.sort(order[1::2])
+    if len(measuring) < 2:
+        raise UsageError(
+            f"{root} holds {len(dataset.identities)} identities; calibration needs four at least, each a folder."
+        )
+    chosen, measured = dataset.images_of(choosing), dataset.images_of(measuring)
+    choose = _count(encoder, dataset, chosen, progress=progress)
+    measure = _count(encoder, dataset, measured, progress=progress)
+    targets = sorted({*calibration.TARGETS, target_fmr}, reverse=True)
+    points = calibration.operating_points(choose, measure, targets)
+    threshold, source, note = calibration.default_threshold(points, target_fmr, old.margin)
+    curves = calibration.curves(choose, measure)
+    eer, same_group_eer = calibration.equal_error_rates(measure)
+
+    output.mkdir(parents=True, exist_ok=True)
+    for name in (format_1.ONNX, format_1.WEIGHTS):
+        shutil.copyfile(checkpoint.directory / name, output / name)
+    np.savez_compressed(output / format_1.CALIBRATION, **curves)  # type: ignore[arg-type]
+    description = old.model_copy(
+        update={
+            "name": output.name,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "calibration_id": format_1.calibration_id(old.margin, threshold, points, curves),
+            "target_fmr": target_fmr,
+            "threshold": threshold,
+            "threshold_source": source,
+            "operating_points": points,
+            "calibration": CalibrationFacts(
+                fingerprint=dataset.fingerprint,
+                measured_on="test",
+                identities=len(measuring),
+                images=len(measured),
+                genuine_pairs=int(measure.genuine_count_G.sum()),
+                impostor_pairs=int(measure.impostor_count_G.sum()),
+                eer=eer,
+                same_group_eer=same_group_eer,
+                note=note,
+            ),
+        }
+    )
+    return format_1.seal(output, description)
+
+
+def _count(encoder: Encoder, dataset: Dataset, of: calibration.Int, *, progress: bool) -> calibration.PairCounts:
+    embeddings_ND = embed_images(encoder, dataset.images_NHWC[of], progress=progress)
+    return calibration.count_pairs(embeddings_ND, dataset.identity_N[of], dataset.group_N[of])
+
+
+def _splits_of_training(checkpoint: Checkpoint, dataset: Dataset) -> dict[Any, calibration.Int]:
+    recipe = checkpoint.description.training
+    return dict(
+        split_identities(
+            dataset,
+            calibration=recipe["calibration_share"],
+            test=recipe["test_share"],
+            by=recipe["split_by"],
+            seed=checkpoint.description.dataset.split_seed,
+        )
+    )
