@@ -13,7 +13,7 @@ from app import gallery
 from app.checkpoint import Description
 from app.database import Database
 from app.encoder import Encoder
-from app.errors import UsageError
+from app.errors import InvalidName, UsageError
 from app.index import GalleryIndex
 from app.metrics import Metrics
 from app.pipeline import Pipeline
@@ -71,6 +71,14 @@ def _resources(request: Request) -> Resources:
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]
+
+
+async def refuse_empty_names(request: Request) -> None:
+    """An empty form field counts as left out, which would turn a slip into the collection `default`."""
+    form = await request.form()
+    for field in ("collection", "identity"):
+        if form.get(field) == "":
+            raise InvalidName(f"`{field}` is empty. Leave it out or give it a name.")
 
 
 def _description(resources: ResourcesDep) -> Description:

@@ -178,7 +178,8 @@ def _resize(image: Image.Image, box: Box, size: tuple[int, int], aspect: Aspect)
         size = (max(1, round(across * scale)), max(1, round(down * scale)))
     elif aspect == "crop":
         scale = max(size[0] / across, size[1] / down)
-        side, end = (across - size[0] / scale) / 2, (down - size[1] / scale) / 2
+        # at least zero: the side that is kept whole may come out a rounding error larger than it is
+        side, end = max(0.0, (across - size[0] / scale) / 2), max(0.0, (down - size[1] / scale) / 2)
         box = (left + side, top + end, right - side, bottom - end)
     return image.resize(size, Image.Resampling.BILINEAR, box=box)
 

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -96,7 +97,8 @@ class BodyLimit:
             received += len(message.get("body", b""))
             if received > limit:
                 exceeded = True
-                await _drain(receive, DRAIN_FACTOR * limit)
+                if message.get("more_body", False):
+                    await _drain(receive, DRAIN_FACTOR * limit)
                 raise refusal
             return message
 
@@ -117,10 +119,9 @@ class BodyLimit:
 
 
 async def _drain(receive: Receive, at_most: int) -> None:
-    deadline = time.monotonic() + DRAIN_SECONDS
-    read = 0
-    while read <= at_most and time.monotonic() < deadline:
-        message = await receive()
-        read += len(message.get("body", b""))
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return
+    read, more = 0, True
+    with anyio.move_on_after(DRAIN_SECONDS):
+        while more and read <= at_most:
+            message = await receive()
+            read += len(message.get("body", b""))
+            more = message["type"] == "http.request" and message.get("more_body", False)

@@ -32,6 +32,8 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress bars.")
 @click.option("--aspect", type=click.Choice(["pad", "stretch", "crop"]), default="pad", show_default=True,
               help="How an image that is no square becomes one.")  # fmt: skip
 @click.option("--embedding-dim", type=click.IntRange(2, 2048), default=128, show_default=True)
+@click.option("--width", type=click.FloatRange(0.1, 4), default=1.0, show_default=True,
+              help="Channels of the network, as a multiple: 0.5 is about four times as small and fast.")  # fmt: skip
 @click.option("--margin", type=click.FloatRange(0, 2, min_open=True), default=1.0, show_default=True,
               help="Distance that impostor pairs are pushed to; below 1.41 makes sense.")  # fmt: skip
 @click.option("--impostors", type=click.Choice(["active", "all"]), default="active", show_default=True,

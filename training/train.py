@@ -36,6 +36,7 @@ class Recipe:
     channels: Literal[1, 3] | None = None
     aspect: Aspect = "pad"
     embedding_dim: int = 128
+    width: float = 1.0
     dropout: float = 0.0
     margin: float = 1.0
     impostors: Average = "active"
@@ -289,10 +290,15 @@ def _architecture(dataset: Dataset, train_N: calibration.Int, recipe: Recipe) ->
         embedding_dim=recipe.embedding_dim,
         options={
             "channels": recipe.channels,
-            "stem": 32,
-            "blocks": [[32, 1], [64, 2], [128, 2], [176, 2]],
+            "stem": _wide(32, recipe.width),
+            "blocks": [[_wide(c, recipe.width), stride] for c, stride in ((32, 1), (64, 2), (128, 2), (176, 2))],
             "dropout": recipe.dropout,
             "mean": [round(float(value), 4) for value in pixels.mean(axis=(0, 1, 2))],
             "std": [round(max(float(value), 0.05), 4) for value in pixels.std(axis=(0, 1, 2))],
         },
     )
+
+
+def _wide(channels: int, width: float) -> int:
+    """Channels scaled by `width`, in steps of eight, which processors like."""
+    return max(8, round(channels * width / 8) * 8)

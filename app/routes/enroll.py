@@ -4,15 +4,15 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Header, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Header, UploadFile
 
 from app import gallery
-from app.dependencies import DatabaseDep, DescriptionDep, PipelineDep, SettingsDep
+from app.dependencies import DatabaseDep, DescriptionDep, PipelineDep, SettingsDep, refuse_empty_names
 from app.errors import ImageError, NothingEnrolled, TooManyImages
 from app.gallery import NewReference
 from app.schemas import CollectionForm, EnrollAnswer, IdentityForm, parse_metadata
 
-router = APIRouter(tags=["gallery"])
+router = APIRouter(tags=["gallery"], dependencies=[Depends(refuse_empty_names)])
 
 FILENAME_LENGTH = 255
 

@@ -2,15 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, Depends, File, Form, UploadFile
 
 from app import gallery
-from app.dependencies import DatabaseDep, DescriptionDep, IndexDep, MetricsDep, PipelineDep
+from app.dependencies import DatabaseDep, DescriptionDep, IndexDep, MetricsDep, PipelineDep, refuse_empty_names
 from app.errors import NotSupported
 from app.matching import choose_threshold, decide
 from app.schemas import CollectionForm, Match, SearchAnswer, ThresholdForm
 
-router = APIRouter(tags=["gallery"])
+router = APIRouter(tags=["gallery"], dependencies=[Depends(refuse_empty_names)])
 
 # A reference found may be deleted before its name is read; the search is then repeated.
 ATTEMPTS = 5

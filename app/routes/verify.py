@@ -2,15 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, Depends, File, Form, UploadFile
 
 from app import gallery
-from app.dependencies import DatabaseDep, DescriptionDep, MetricsDep, PipelineDep
+from app.dependencies import DatabaseDep, DescriptionDep, MetricsDep, PipelineDep, refuse_empty_names
 from app.errors import ConflictingFields, InvalidRequest
 from app.matching import choose_threshold, decide, distance, distances
 from app.schemas import ClaimForm, CollectionForm, EmbedAnswer, ThresholdForm, VerifyAnswer
 
-router = APIRouter(tags=["verification"])
+router = APIRouter(tags=["verification"], dependencies=[Depends(refuse_empty_names)])
 
 IMAGE = "JPEG, PNG, WebP, GIF, BMP or TIFF; bytes decide, not the name."
 
@@ -41,7 +41,7 @@ def verify(
         threshold=threshold,
         target_fmr=target_fmr,
     )
-    reference_id = None
+    reference_id, compared = None, 1
     if image_b is not None and identity is not None:
         raise ConflictingFields("Give `image_b` to compare two images, or `identity` to test a claim, not both.")
     if image_b is not None:
@@ -52,15 +52,16 @@ def verify(
         with database.read() as connection:
             stored = gallery.references_of(connection, collection, identity, description.model_id)
         (probe,) = pipeline.embed(("image_a", image_a))
-        all_distances = distances(probe.embedding_D, stored.embeddings_RD)
-        nearest = int(all_distances.argmin())
-        apart, reference_id = float(all_distances[nearest]), stored.reference_ids[nearest]
+        to_each = distances(probe.embedding_D, stored.embeddings_RD)
+        nearest, compared = int(to_each.argmin()), len(to_each)
+        apart, reference_id = float(to_each[nearest]), stored.reference_ids[nearest]
     else:
         raise InvalidRequest("Give a second image as `image_b`, or an enrolled `identity` to compare with.")
 
     verdict = decide(apart, chosen.value)
     metrics.verdicts.labels(verdict).inc()
-    point = chosen.point
+    # The rates were measured for one reference; the nearest of several is closer by chance too.
+    point = chosen.point if compared == 1 else None
     return VerifyAnswer(
         verdict=verdict,
         distance=apart,
@@ -69,12 +70,11 @@ def verify(
         margin=description.margin,
         model_id=description.model_id,
         calibration_id=description.calibration_id,
-        target_fmr=point.target_fmr if point else None,
-        # The rates were measured for one reference; for the nearest of several they do not hold.
-        fmr=point.fmr if point and identity is None else None,
-        fmr_ci95=point.fmr_ci95 if point and identity is None else None,
-        fnmr=point.fnmr if point and identity is None else None,
-        fnmr_ci95=point.fnmr_ci95 if point and identity is None else None,
+        target_fmr=chosen.point.target_fmr if chosen.point else None,
+        fmr=point.fmr if point else None,
+        fmr_ci95=point.fmr_ci95 if point else None,
+        fnmr=point.fnmr if point else None,
+        fnmr_ci95=point.fnmr_ci95 if point else None,
         log_likelihood_ratio=None,
         probability=None,
         prior=prior,

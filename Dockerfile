@@ -1,0 +1,34 @@
+# The service alone: no PyTorch, no compiler, no package manager of its own.
+
+FROM python:3.11-slim AS build
+WORKDIR /src
+COPY requirements/uv.txt requirements/service.txt requirements/
+RUN python -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
+        --require-hashes -r requirements/uv.txt \
+    && uv venv --python "$(command -v python)" /opt/diptych \
+    && VIRTUAL_ENV=/opt/diptych uv pip install --no-cache --compile-bytecode --require-hashes \
+        -r requirements/service.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY app app
+COPY training training
+RUN VIRTUAL_ENV=/opt/diptych uv pip install --no-cache --compile-bytecode --no-deps .
+
+FROM python:3.11-slim
+COPY --from=build /opt/diptych /opt/diptych
+# Numbers, not names: an orchestrator that forbids root can tell that this is not root.
+RUN mkdir /data && chown 10001:10001 /data
+USER 10001:10001
+WORKDIR /data
+ENV PATH=/opt/diptych/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    DIPTYCH_HOST=0.0.0.0 \
+    DIPTYCH_PORT=8000 \
+    DIPTYCH_DATA_DIR=/data
+VOLUME /data
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"DIPTYCH_PORT\"]}/readyz', timeout=2)"]
+ENTRYPOINT ["diptych"]
+CMD ["serve"]

@@ -1,0 +1,154 @@
+"""What tests share: real drawings, a checkpoint trained by the real command, a service on a real socket."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+DATA = Path(__file__).parent / "data"
+BACKGROUND = DATA / "omniglot" / "background"
+EVALUATION = DATA / "omniglot" / "evaluation"
+GOLDEN = DATA / "checkpoint_format_1"
+DIPTYCH = Path(sys.executable).parent / "diptych"
+
+
+def drawings(character: str) -> list[Path]:
+    """Drawings of one character that no checkpoint of the tests was trained on."""
+    found = sorted((EVALUATION / character).glob("*.png"))
+    assert found, character
+    return found
+
+
+def diptych(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    return subprocess.run(
+        [DIPTYCH, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint from a small real training run; its output is in `train.log` beside it."""
+    output = tmp_path_factory.mktemp("runs") / "small"
+    done = diptych(
+        *("train", BACKGROUND, "--output", output, "--epochs", "20", "--width", "0.5", "--image-size", "32"),
+        *("--calibration-share", "0.3", "--test-share", "0.3", "--quarter-turns"),
+    )
+    assert done.returncode == 0, done.stderr
+    (output.parent / "train.log").write_text(done.stdout + done.stderr)
+    return output
+
+
+class Service:
+    """`diptych serve` in a process of its own."""
+
+    def __init__(self, checkpoint: Path | str, data_dir: Path, **environment: str) -> None:
+        self.environment = {
+            "DIPTYCH_CHECKPOINT": str(checkpoint),
+            "DIPTYCH_DATA_DIR": str(data_dir),
+            **{f"DIPTYCH_{name.upper()}": value for name, value in environment.items()},
+        }
+        self.start()
+
+    def start(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log = Path(self.environment["DIPTYCH_DATA_DIR"]).with_suffix(f".{self.port}.log")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [DIPTYCH, "serve", "--port", str(self.port)],
+                env={**os.environ, **self.environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        deadline = time.monotonic() + 30
+        while True:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if self.client.get("/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL: no farewell, no flush."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+        self.client.close()
+
+    def stop(self) -> float:
+        """SIGTERM; seconds until the process was gone."""
+        started = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+        self.client.close()
+        return time.monotonic() - started
+
+    def enroll(self, identity: str, *images: Path, **fields: str) -> httpx.Response:
+        files = [("images", (path.name, path.read_bytes())) for path in images]
+        return self.client.post("/enroll", data={"identity": identity, **fields}, files=files)
+
+    def search(self, image: Path, **fields: str) -> httpx.Response:
+        return self.client.post("/search", data=fields, files={"image": image.read_bytes()})
+
+    def verify(self, a: Path, b: Path | None = None, **fields: str) -> httpx.Response:
+        files = {"image_a": a.read_bytes()}
+        if b is not None:
+            files["image_b"] = b.read_bytes()
+        return self.client.post("/verify", data=fields, files=files)
+
+
+Serve = Callable[..., Service]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start services that end with the test."""
+    started: list[Service] = []
+
+    def start(checkpoint: Path | str = GOLDEN, data_dir: Path | None = None, **environment: str) -> Service:
+        service = Service(checkpoint, data_dir or tmp_path / "data", **environment)
+        started.append(service)
+        return service
+
+    yield start
+    for service in started:
+        if service.process.poll() is None:
+            service.stop()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One running service for a whole module, with the golden checkpoint; tests use collections of their own."""
+    running = Service(GOLDEN, tmp_path_factory.mktemp("service") / "data", max_image_bytes="1000000", max_images="4")
+    yield running
+    running.stop()
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The response is a problem document with this status and code, and names its request."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert problem["code"] == code
+    assert problem["status"] == status
+    assert problem["detail"]
+    assert problem["request_id"] == response.headers["x-request-id"]
+    return problem
