@@ -22,12 +22,12 @@ $(UV): requirements/uv.txt
 	@touch $(UV)
 
 $(VENV)/.service: $(UV) requirements/service.txt pyproject.toml
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/service.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/service.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 $(VENV)/.training: $(VENV)/.service requirements/dev.txt
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@touch $@
 
 env: $(VENV)/.service  ## Make .venv with what serving needs.
@@ -43,7 +43,7 @@ train-omniglot: env-training  ## Train the bundled checkpoint anew: make train-o
 	@test -n "$(DATA)" || { echo "make train-omniglot DATA=path/to/images_background [OUTPUT=$(OUTPUT)]" >&2; exit 2; }
 	$(BIN)/diptych train "$(DATA)" --output "$(OUTPUT)" --epochs 40 --image-size 64 --channels 1 \
 	    --quarter-turns --identities-per-batch 64 --images-per-identity 3 --near-share 0.67 --near-groups 3 \
-	    --calibration-share 0.1 --test-share 0.1 --dropout 0.1 --margin 1.0 --seed 0
+	    --split-by group --calibration-share 0.13 --test-share 0.1 --dropout 0.1 --margin 1.0 --seed 0
 
 test: env-training  ## Run the whole test suite.
 	$(BIN)/python -m pytest

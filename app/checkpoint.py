@@ -43,7 +43,6 @@ class Architecture(Part):
     """What builds the network again: a name that `training.network` knows, and its options."""
 
     name: str
-    embedding_dim: int = Field(gt=0)
     options: dict[str, Any]
 
 
@@ -100,6 +99,7 @@ class Description(Part):
     model_id: str
     calibration_id: str
     architecture: Architecture
+    embedding_dim: int = Field(gt=0)
     preprocessing: Preprocessing
     parameters: int
     margin: float

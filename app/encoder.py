@@ -22,7 +22,7 @@ class Encoder:
         self.description = checkpoint.description
         self.model_id = checkpoint.description.model_id
         self.preprocessing = checkpoint.description.preprocessing
-        self.embedding_dim = checkpoint.description.architecture.embedding_dim
+        self.embedding_dim = checkpoint.description.embedding_dim
 
     def embed(self, images_NHWC: ImageU8) -> EmbeddingsF32:
         """Unit float32 embeddings `[N, D]` of decoded uint8 pixels `[N, H, W, C]`."""

@@ -143,7 +143,7 @@ def _pixels(image: Image.Image, to: Preprocessing, max_pixels: int, refuse_blank
         canvas = Image.new(image.mode, (to.width, to.height), "white")
         canvas.paste(image, ((to.width - image.width) // 2, (to.height - image.height) // 2))
         image = canvas
-    return np.asarray(image, dtype=np.uint8).reshape(to.height, to.width, to.channels)
+    return np.array(image, dtype=np.uint8).reshape(to.height, to.width, to.channels)
 
 
 def _orientation(image: Image.Image) -> int:

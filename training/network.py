@@ -82,4 +82,4 @@ NETWORKS = {"compact": CompactEncoder}
 def build(architecture: Architecture) -> CompactEncoder:
     """The network that an architecture describes, with fresh weights."""
     options: dict[str, Any] = architecture.options
-    return NETWORKS[architecture.name](embedding_dim=architecture.embedding_dim, **options)
+    return NETWORKS[architecture.name](**options)

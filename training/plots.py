@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from scipy.special import ndtri
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -33,18 +34,26 @@ STYLE: dict[Any, Any] = {
 
 
 def _figure(columns: int) -> tuple[Figure, list[Axes]]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * columns, 3.9), layout="constrained")
-        return figure, [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
+    figure = Figure(figsize=(5.2 * columns, 3.9), layout="constrained")
+    return figure, [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
 
 
+@matplotlib.rc_context(STYLE)
 def learning(history: Sequence[dict[str, float]]) -> Figure:
     """Loss in training and validation, and validation accuracy and EER, over epochs."""
     epochs = [row["epoch"] for row in history]
     figure, (left, right) = _figure(2)
     marker = "o" if len(history) < 3 else None
-    left.plot(epochs, [row["train_loss"] for row in history], color=INK, label="training", marker=marker)
-    left.plot(epochs, [row["validation_loss"] for row in history], color=NEAR, label="validation", marker=marker)
+    left.plot(
+        epochs,
+        [row["train_loss"] for row in history],
+        color=INK,
+        label="training (hard pairs, augmented)",
+        marker=marker,
+    )
+    left.plot(
+        epochs, [row["validation_loss"] for row in history], color=NEAR, label="validation (all pairs)", marker=marker
+    )
     left.set(title="Contrastive loss", xlabel="epoch")
     left.set_ylim(bottom=0)
     left.legend()
@@ -57,6 +66,7 @@ def learning(history: Sequence[dict[str, float]]) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def distances(counts: PairCounts, margin: float, threshold: float) -> Figure:
     """Histograms of genuine and impostor distances on unseen identities, with margin and threshold."""
     figure, (axes,) = _figure(1)
@@ -75,10 +85,11 @@ def distances(counts: PairCounts, margin: float, threshold: float) -> Figure:
     axes.set(title="Distances on identities never trained on", xlabel="distance", ylabel="% of pairs of its kind")
     shown = GRID[(counts.genuine_weight_G + counts.impostor_weight_G) > 0]
     axes.set_xlim(0, min(2.0, max(float(shown.max()) if len(shown) else 2.0, margin) * 1.05))
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
     """DET: FMR against FNMR on normal-deviate axes (A. Martin et al., Eurospeech 1997), and ROC."""
     figure, (det, roc) = _figure(2)
@@ -110,8 +121,9 @@ def error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def projection(embeddings_ND: EmbeddingsF32, identity_N: Int, images_NHWC: ImageU8, seed: int) -> Figure:
-    """PCA and t-SNE of up to 12 unseen identities, a colour each; a thumbnail marks each one's middle."""
+    """PCA and t-SNE of up to 12 unseen identities, a colour each; a thumbnail stands beside each one's middle."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(np.unique(identity_N))[:12]
     some = np.flatnonzero(np.isin(identity_N, chosen))[:400]
@@ -131,22 +143,17 @@ def projection(embeddings_ND: EmbeddingsF32, identity_N: Int, images_NHWC: Image
             mine = xy[identity_N[some] == identity]
             ax.scatter(mine[:, 0], mine[:, 1], s=18, color=colours[number], alpha=0.8, linewidths=0)
             image = images_NHWC[some][identity_N[some] == identity][0]
-            half = 0.035 * np.ptp(xy, axis=0)
-            x, y = mine.mean(axis=0)
-            ax.imshow(
-                image.squeeze(),
-                cmap="gray" if image.shape[2] == 1 else None,
-                extent=(x - half[0], x + half[0], y - half[1], y + half[1]),
-                aspect="auto",
-                zorder=3,
+            thumbnail = OffsetImage(image.squeeze(), zoom=26 / max(image.shape[:2]), cmap="gray")
+            box = AnnotationBbox(
+                thumbnail,
+                tuple(mine.mean(axis=0)),
+                xybox=(20, 20),
+                boxcoords="offset points",
+                pad=0.1,
+                arrowprops={"arrowstyle": "-", "color": colours[number]},
+                bboxprops={"edgecolor": colours[number], "linewidth": 2},
             )
-            ax.plot(
-                x + half[0] * np.array([-1, 1, 1, -1, -1]),
-                y + half[1] * np.array([-1, -1, 1, 1, -1]),
-                color=colours[number],
-                linewidth=2,
-                zorder=4,
-            )
+            ax.add_artist(box)
         pad = 0.08 * np.ptp(xy, axis=0)
         ax.set_xlim(xy[:, 0].min() - pad[0], xy[:, 0].max() + pad[0])
         ax.set_ylim(xy[:, 1].min() - pad[1], xy[:, 1].max() + pad[1])

@@ -7,6 +7,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,6 +112,7 @@ def train(data: Path, output: Path, recipe: Recipe, *, progress: bool = True) ->
         model_id=format_1.model_id(weights, architecture, preprocessing),
         calibration_id=format_1.calibration_id(recipe.margin, threshold, points, curves),
         architecture=architecture,
+        embedding_dim=recipe.embedding_dim,
         preprocessing=preprocessing,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         margin=recipe.margin,
@@ -139,7 +141,13 @@ def train(data: Path, output: Path, recipe: Recipe, *, progress: bool = True) ->
         ),
         training={**asdict(recipe), "minutes": round((time.monotonic() - started) / 60, 1)},
         runtime=runtime,
-        versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        versions={
+            "diptych": version("diptych"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "pillow": version("pillow"),
+        },
     )
     report.write(
         output / "report",
@@ -287,8 +295,8 @@ def _architecture(dataset: Dataset, train_N: calibration.Int, recipe: Recipe) ->
     pixels = dataset.images_NHWC[sample].astype(np.float64) / 255
     return Architecture(
         name="compact",
-        embedding_dim=recipe.embedding_dim,
         options={
+            "embedding_dim": recipe.embedding_dim,
             "channels": recipe.channels,
             "stem": _wide(32, recipe.width),
             "blocks": [[_wide(c, recipe.width), stride] for c, stride in ((32, 1), (64, 2), (128, 2), (176, 2))],

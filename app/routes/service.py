@@ -15,7 +15,7 @@ router = APIRouter(tags=["service"])
 @router.get("/checkpoint", response_model=CheckpointAnswer)
 def checkpoint(description: DescriptionDep) -> dict[str, Any]:
     """What is loaded and how well it measured."""
-    return {**description.model_dump(), "embedding_dim": description.architecture.embedding_dim}
+    return description.model_dump()
 
 
 @router.get("/healthz", response_model=Health)

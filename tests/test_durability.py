@@ -1,0 +1,113 @@
+"""What was acknowledged survives: kills, restarts, and other processes on the same directory."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN, Serve, assert_problem, diptych, drawings
+
+ANGELIC, KANNADA = drawings("Angelic/character01"), drawings("Kannada/character02")
+
+
+def test_an_acknowledged_enrolment_survives_sigkill(serve: Serve, trained: Path) -> None:
+    """Killed right after the answer; after a restart another drawing of the same character finds it."""
+    service = serve(trained)
+    assert service.enroll("angelic", *ANGELIC[:3]).status_code == 201
+    assert service.enroll("kannada", *KANNADA[:3]).status_code == 201
+    service.kill()
+    service.start()
+    answer = service.search(ANGELIC[4]).json()
+    assert (answer["gallery_size"], answer["references"]) == (2, 6)
+    assert answer["matches"][0]["identity"] == "angelic"
+
+
+def test_a_deletion_survives_sigkill(serve: Serve) -> None:
+    """Nothing deleted comes back."""
+    service = serve()
+    service.enroll("a", ANGELIC[0])
+    service.enroll("b", KANNADA[0])
+    assert service.client.delete("/collections/default/identities/a").status_code == 204
+    service.kill()
+    service.start()
+    assert [match["identity"] for match in service.search(ANGELIC[0]).json()["matches"]] == ["b"]
+
+
+def test_sigterm_stops_the_service_within_seconds(serve: Serve) -> None:
+    """And an ordinary stop is no error."""
+    service = serve()
+    assert service.stop() < 5
+    assert service.process.returncode in (0, -15)
+
+
+def test_two_services_on_one_directory_see_each_others_writes_at_once(serve: Serve, tmp_path: Path) -> None:
+    """Enrolled here, found there; deleted there, gone here."""
+    one, other = (serve(data_dir=tmp_path / "shared") for _ in range(2))
+    for number, path in enumerate(ANGELIC):
+        one.enroll(f"i{number}", path)
+        assert other.search(path).json()["matches"][0]["identity"] == f"i{number}"
+        assert other.client.delete(f"/collections/default/identities/i{number}").status_code == 204
+        assert one.search(path).json()["matches"] == []
+
+
+def test_several_workers_answer_consistently(serve: Serve) -> None:
+    """Every answer reads its caller's own writes, whichever process gives it."""
+    service = serve(workers="2")
+    for number, path in enumerate([*ANGELIC, *KANNADA]):
+        assert service.enroll(f"i{number}", path).status_code == 201
+        for _ in range(4):
+            answer = service.search(path).json()
+            assert (answer["matches"][0]["identity"], answer["gallery_size"]) == (f"i{number}", number + 1)
+
+
+def test_concurrent_enrolments_are_all_kept(serve: Serve) -> None:
+    """Eight writers at once, none loses."""
+    service = serve()
+    statuses: list[int] = []
+
+    def write(number: int) -> None:
+        for turn, path in enumerate(ANGELIC):
+            statuses.append(service.enroll(f"i{number}-{turn}", path).status_code)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [201] * 48
+    assert service.search(ANGELIC[0]).json()["gallery_size"] == 48
+
+
+def test_a_gallery_of_another_encoder_is_refused_at_start_and_on_request(
+    serve: Serve, trained: Path, tmp_path: Path
+) -> None:
+    """Embeddings of different models are never compared."""
+    data = tmp_path / "mixed"
+    first, second = serve(GOLDEN, data), serve(trained, data)
+    assert first.enroll("a", ANGELIC[0]).status_code == 201
+    assert_problem(second.search(ANGELIC[0]), 409, "model_mismatch")
+    assert_problem(second.enroll("a", ANGELIC[1]), 409, "model_mismatch")
+    assert_problem(second.verify(ANGELIC[0], identity="a"), 409, "model_mismatch")
+    second.stop()
+    refused = diptych("serve", "--checkpoint", trained, "--data-dir", data)
+    assert refused.returncode == 2
+    assert "can't be compared" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"DIPTYCH_HOST": "0.0.0.0"}, "DIPTYCH_ALLOW_NO_KEYS=1"),
+        ({"DIPTYCH_PORT": "many"}, "DIPTYCH_PORT"),
+        ({"DIPTYCH_CHECKPOINT": "nowhere"}, "no checkpoint 'nowhere'"),
+        ({"DIPTYCH_DATABASE_URL": "postgresql://x/y"}, "DIPTYCH_DATABASE_URL"),
+        ({"DIPTYCH_DATA_DIR": "/proc/nowhere"}, "DIPTYCH_DATA_DIR"),
+    ],
+)
+def test_a_setting_that_cannot_be_served_ends_with_one_line_and_status_2(
+    environment: dict[str, str], words: str
+) -> None:
+    """Not with a traceback, and not with a service that is open to all."""
+    done = diptych("serve", **{"DIPTYCH_CHECKPOINT": str(GOLDEN), **environment})
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1

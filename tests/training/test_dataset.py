@@ -1,0 +1,172 @@
+"""Folders to identities, identities to disjoint splits, splits to balanced batches, batches augmented."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import BACKGROUND
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.errors import UsageError
+from app.image import Preprocessing
+from training.augment import Augmentation, augment
+from training.batches import Balance, identity_batches
+from training.dataset import Dataset, guess_shape, read_dataset, split_identities
+
+SMALL = Preprocessing(16, 16, 1, "pad")
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return read_dataset(BACKGROUND, SMALL, progress=False)
+
+
+def test_every_folder_that_holds_images_is_an_identity_of_its_parents_group(dataset: Dataset) -> None:
+    """Named by relative path; the group is the alphabet."""
+    assert (len(dataset), len(dataset.identities), len(dataset.groups)) == (400, 40, 4)
+    assert dataset.identities[0] == "Greek/character01"
+    assert dataset.groups == ["Greek", "Korean", "Latin", "Sanskrit"]
+    for path, identity in zip(dataset.paths, dataset.identity_N, strict=True):
+        assert path.startswith(dataset.identities[identity] + "/")
+    assert [dataset.groups[g] for g in dataset.group_N] == [path.split("/")[0] for path in dataset.paths]
+
+
+def test_what_is_no_image_is_skipped_and_counted(tmp_path: Path) -> None:
+    """Notes, broken files, empty folders, hidden files: none of them becomes an identity."""
+    shutil.copytree(BACKGROUND / "Greek", tmp_path / "Greek")
+    (tmp_path / "README.txt").write_text("not an image")
+    (tmp_path / "Greek" / "notes.csv").write_text("a,b")
+    (tmp_path / "Greek" / "character01" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    (tmp_path / "Greek" / "empty").mkdir()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x.png").write_bytes(b"hidden")
+    found = read_dataset(tmp_path, SMALL, progress=False)
+    assert (len(found), len(found.identities), found.skipped) == (100, 10, 3)
+
+
+def test_the_fingerprint_names_paths_and_bytes(dataset: Dataset, tmp_path: Path) -> None:
+    """The same tree elsewhere has the same; one image moved has another."""
+    copy = Path(shutil.copytree(BACKGROUND, tmp_path / "copy"))
+    assert read_dataset(copy, SMALL, progress=False).fingerprint == dataset.fingerprint
+    next((copy / "Greek" / "character01").glob("*.png")).rename(copy / "Greek" / "character02" / "moved.png")
+    assert read_dataset(copy, SMALL, progress=False).fingerprint != dataset.fingerprint
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    """As is no folder at all."""
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UsageError):
+            read_dataset(root, SMALL, progress=False)
+
+
+def test_size_and_channels_are_read_off_the_data_unless_given(tmp_path: Path) -> None:
+    """Small grey drawings; a large colour picture changes both."""
+    from PIL import Image
+
+    assert guess_shape(BACKGROUND, None, None) == (64, 1)
+    assert guess_shape(BACKGROUND, 96, 3) == (96, 3)
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (800, 600), "red").save(tmp_path / "a" / "photo.jpg")
+    assert guess_shape(tmp_path, None, None) == (128, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.05, 0.4), st.floats(0.05, 0.4), st.integers(0, 100), st.sampled_from(["identity", "group"]))
+def test_splits_are_disjoint_whole_and_repeatable(
+    dataset: Dataset, calibration: float, test: float, seed: int, by: str
+) -> None:
+    """No identity (no group) is in two; the seed decides which."""
+    try:
+        splits = split_identities(dataset, calibration=calibration, test=test, by=by, seed=seed)  # type: ignore[arg-type]
+    except UsageError:
+        return
+    again = split_identities(dataset, calibration=calibration, test=test, by=by, seed=seed)  # type: ignore[arg-type]
+    together = np.concatenate(list(splits.values()))
+    assert sorted(together) == list(range(40))
+    assert all(np.array_equal(splits[name], again[name]) for name in splits)
+    if by == "group":
+        groups = [set(dataset.group_of_identity[members]) for members in splits.values()]
+        assert sum(map(len, groups)) == len(set.union(*groups))
+
+
+def test_a_split_of_fewer_than_two_identities_is_refused(dataset: Dataset) -> None:
+    """It could not hold an impostor pair."""
+    with pytest.raises(UsageError, match="two at least"):
+        split_identities(dataset, calibration=0.02, test=0.02, by="identity", seed=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=2, max_size=20),
+    identities=st.integers(2, 10),
+    images=st.integers(2, 5),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_batches_hold_so_many_identities_with_so_many_images_each(
+    sizes: list[int], identities: int, images: int, share: float, seed: int
+) -> None:
+    """Whatever the folders hold, also a single image, which is then repeated."""
+    identity_N = np.repeat(np.arange(len(sizes)), sizes)
+    groups = np.arange(len(sizes)) % 4
+    members = np.arange(len(sizes))[: max(2, len(sizes) - 1)]
+    batches = identity_batches(
+        identity_N, groups, members, Balance(identities, images, share, 2), np.random.default_rng(seed)
+    )
+    for _ in range(5):
+        drawn = identity_N[next(batches)].reshape(-1, images)
+        assert len(drawn) == min(identities, len(members))
+        assert (drawn == drawn[:, :1]).all()
+        assert len(set(drawn[:, 0])) == len(drawn)
+        assert set(drawn[:, 0]) <= set(members)
+
+
+def test_an_identity_with_a_hundred_times_the_images_is_drawn_as_often_as_any_other() -> None:
+    """Class imbalance ends at the sampler."""
+    sizes = [1000] + [10] * 19
+    identity_N = np.repeat(np.arange(20), sizes)
+    batches = identity_batches(
+        identity_N, np.zeros(20, dtype=int), np.arange(20), Balance(5, 2, 0.0, 1), np.random.default_rng(0)
+    )
+    drawn = np.bincount(np.concatenate([identity_N[next(batches)] for _ in range(2000)]), minlength=20)
+    assert drawn[0] == pytest.approx(drawn[1:].mean(), rel=0.1)
+
+
+def test_part_of_a_batch_comes_from_few_groups() -> None:
+    """So that impostors are near neighbours."""
+    groups = np.repeat(np.arange(10), 10)
+    batches = identity_batches(np.arange(100), groups, np.arange(100), Balance(20, 2, 0.5, 2), np.random.default_rng(0))
+    for _ in range(20):
+        counts = np.sort(np.bincount(groups[next(batches)[::2]], minlength=10))
+        assert counts[-2:].sum() >= 10
+
+
+def test_augmentation_without_ranges_changes_nothing() -> None:
+    """The identity map is the identity."""
+    images = torch.rand(6, 1, 16, 16)
+    still = Augmentation(rotate=0, scale=0, shear=0, shift=0)
+    assert torch.allclose(augment(images, 3, still, torch.Generator().manual_seed(0)), images, atol=1e-5)
+
+
+def test_a_quarter_turn_is_the_same_for_all_images_of_an_identity() -> None:
+    """It makes another identity of it, so its images must turn together."""
+    one = torch.rand(1, 1, 16, 16)
+    images = one.repeat(12, 1, 1, 1)
+    turned = augment(
+        images,
+        4,
+        Augmentation(rotate=0, scale=0, shear=0, shift=0, quarter_turns=True),
+        torch.Generator().manual_seed(1),
+    )
+    seen = set()
+    for identity in turned.reshape(4, 3, 16, 16):
+        assert torch.allclose(identity[0], identity[1], atol=1e-4) and torch.allclose(
+            identity[0], identity[2], atol=1e-4
+        )
+        matches = [k for k in range(4) if torch.allclose(identity[0], torch.rot90(one[0, 0], k), atol=1e-3)]
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert len(seen) > 1
