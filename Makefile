@@ -58,7 +58,7 @@ format: env-training  ## Format the code and mend what the linter can.
 	$(BIN)/ruff format .
 
 bench: env-training  ## Measure accuracy and speed: make bench DATA=.../shared-data
-	@test -n "$(DATA)" || { echo "make bench DATA=path/to/data (see benchmarks/README.md)" >&2; exit 2; }
+	@test -n "$(DATA)" || { echo "make bench DATA=path/to/data (see benchmarks/run.py)" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.run "$(DATA)"
 
 lock: $(UV)  ## Resolve the dependencies anew into requirements/.
