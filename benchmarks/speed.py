@@ -20,6 +20,7 @@ import numpy as np
 
 from app import checkpoint
 from app.encoder import Encoder
+from app.errors import ImageError
 from app.image import decode
 from app.matching import distance
 
@@ -40,9 +41,9 @@ class Speed:
 
 def measure(name: str, images: list[Path]) -> Speed:
     """Pairs a second on both sides, latency of the service, its start and its memory."""
-    data = [path.read_bytes() for path in images]
-    pairs = [(data[i], data[(i + 1) % len(data)]) for i in range(len(data))]
     encoder = Encoder(checkpoint.load(name))
+    data = [one for path in images if _usable(one := path.read_bytes(), encoder)]
+    pairs = [(data[i], data[(i + 1) % len(data)]) for i in range(len(data))]
     with tempfile.TemporaryDirectory() as directory:
         process, port, ready = _serve(name, directory)
         try:
@@ -64,6 +65,15 @@ def measure(name: str, images: list[Path]) -> Speed:
         ready_seconds=ready,
         resident_mib=resident,
     )
+
+
+def _usable(data: bytes, encoder: Encoder) -> bool:
+    """Whether the service takes it: one of the camera pictures is black all over."""
+    try:
+        decode(data, encoder.preprocessing, refuse_blank=True)
+    except ImageError:
+        return False
+    return True
 
 
 def _in_process(encoder: Encoder, pairs: list[tuple[bytes, bytes]]) -> float:
