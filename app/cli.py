@@ -61,6 +61,9 @@ def main() -> None:
     except UsageError as problem:
         click.echo(f"diptych: {problem.detail}", err=True)
         sys.exit(2)
+    except OSError as problem:
+        click.echo(f"diptych: {problem.filename or 'a file'}: {problem.strerror or problem}.", err=True)
+        sys.exit(2)
     except DiptychError as problem:
         click.echo(f"diptych: {problem.title.lower()}: {problem.detail}", err=True)
         sys.exit(1)

@@ -6,16 +6,15 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from app.database import collection, idempotency, identity, reference
+from app.database import collection, identity, reference
 from app.errors import (
-    IdempotencyKeyReused,
     IdentityExists,
     InvalidMetadata,
     InvalidRequest,
@@ -28,7 +27,6 @@ from app.errors import (
 from app.matching import EmbeddingsF32
 
 MAX_METADATA_BYTES = 16 * 1024
-IDEMPOTENCY_HOURS = 24
 
 
 @dataclass(frozen=True)
@@ -307,31 +305,3 @@ def delete_reference(connection: sa.Connection, collection_name: str, name: str,
     )
     if not deleted.rowcount:
         raise UnknownReference(f"The identity {name!r} has no reference {reference_id!r}.")
-
-
-# --- idempotency -------------------------------------------------------------------------------------------
-
-
-def recall(connection: sa.Connection, key: str, fingerprint: str) -> dict[str, Any] | None:
-    """The answer given before under this Idempotency-Key. Raises `IdempotencyKeyReused` for another request."""
-    row = connection.execute(
-        sa.select(idempotency.c.fingerprint, idempotency.c.answer).where(idempotency.c.key == key)
-    ).one_or_none()
-    if row is None:
-        return None
-    if row.fingerprint != fingerprint:
-        raise IdempotencyKeyReused(
-            "This Idempotency-Key came before with another identity, collection, metadata or images. "
-            "Use a new key for a new request."
-        )
-    answer: dict[str, Any] = row.answer
-    return answer
-
-
-def remember(connection: sa.Connection, key: str, fingerprint: str, answer: dict[str, Any]) -> None:
-    """Keep an answer for `IDEMPOTENCY_HOURS`, in the transaction that it answers for."""
-    expired = (datetime.now(UTC) - timedelta(hours=IDEMPOTENCY_HOURS)).isoformat(timespec="seconds")
-    connection.execute(sa.delete(idempotency).where(idempotency.c.created_at < expired))
-    connection.execute(
-        sa.insert(idempotency).values(key=key, fingerprint=fingerprint, answer=answer, created_at=_now())
-    )

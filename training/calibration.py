@@ -1,10 +1,6 @@
-"""Distances of pairs to error rates, thresholds and operating points: pure functions on arrays.
+"""Counts of pairs to error rates, thresholds and operating points: pure functions on arrays.
 
-Pairs are counted over a grid of distances (`GRID`, steps of 0.0001), so that memory does not grow with the
-number of pairs. Array axes: N images, G points of the grid, P pairs of identities.
-
-FMR and FNMR are per comparison (ISO/IEC 19795-1). Every pair of identities weighs the same in FMR and every
-identity the same in FNMR, however many images each has.
+Array axes: G points of the grid of distances.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,138 +10,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from app.matching import MAX_DISTANCE, EmbeddingsF32, OperatingPoint
+from app import checkpoint as format_1
+from app.checkpoint import CalibrationFacts
+from app.matching import MAX_DISTANCE, OperatingPoint
+from training.pairs import GRID, STEPS, Float, PairCounts
 
-STEPS = 20_000
-GRID: NDArray[np.float64] = np.linspace(0.0, MAX_DISTANCE, STEPS + 1)
 TARGETS = (0.1, 0.01, 0.001, 0.0001)
 # A rate is promised only if at least so many false matches, from so many pairs of identities, carry it.
 MIN_FALSE_MATCHES = 10
 MIN_IDENTITY_PAIRS = 10
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class PairCounts:
-    """How many pairs lie at each distance; bin k holds distances in (GRID[k - 1], GRID[k]].
-
-    `*_weight_G` sum to one (or to zero where there are no such pairs), `*_count_G` are plain counts.
-    `closest_P` is the distance of the closest two images of each pair of identities, ascending.
-    """
-
-    genuine_weight_G: Float
-    impostor_weight_G: Float
-    same_group_weight_G: Float
-    genuine_count_G: Int
-    impostor_count_G: Int
-    same_group_count_G: Int
-    closest_P: Float
-    identities: int
-
-    @property
-    def fmr_G(self) -> Float:
-        """Share of impostor pairs called similar at each threshold of the grid."""
-        return np.cumsum(self.impostor_weight_G)
-
-    @property
-    def same_group_fmr_G(self) -> Float:
-        """The same over impostor pairs of one group, the near neighbours."""
-        return np.cumsum(self.same_group_weight_G)
-
-    @property
-    def fnmr_G(self) -> Float:
-        """Share of genuine pairs called dissimilar at each threshold of the grid."""
-        missed_G: Float = self.genuine_weight_G.sum() - np.cumsum(self.genuine_weight_G)
-        return np.clip(missed_G, 0, 1)
-
-
-def grid_index(distances: Float) -> Int:
-    """The first point of the grid at which a pair of this distance is called similar.
-
-    >>> grid_index(np.array([0.0, 0.00005, 0.0001, 2.0])).tolist()
-    [0, 1, 1, 20000]
-    """
-    scaled = np.asarray(distances, dtype=np.float64) * (STEPS / MAX_DISTANCE)
-    # 1e-7 of a step of slack, so that a distance that stands on the grid does not fall behind it.
-    return np.clip(np.ceil(scaled - 1e-7), 0, STEPS).astype(np.int64)
-
-
-def count_pairs(embeddings_ND: EmbeddingsF32, identity_N: Int, group_N: Int) -> PairCounts:
-    """Count all genuine and all impostor pairs of a labelled set, one identity at a time.
-
-    Groups matter only if there are several; `same_group` stays empty otherwise.
-    """
-    order = np.argsort(identity_N, kind="stable")
-    embeddings_ND, identity_N, group_N = (
-        embeddings_ND[order].astype(np.float64),
-        identity_N[order],
-        group_N[order],
-    )
-    square_N = np.einsum("nd,nd->n", embeddings_ND, embeddings_ND)
-    names, starts, sizes = np.unique(identity_N, return_index=True, return_counts=True)
-    grouped = len(np.unique(group_N)) > 1
-    share_N = 1.0 / np.repeat(sizes, sizes)
-
-    size = STEPS + 1
-    genuine_weight, impostor_weight, near_weight = np.zeros(size), np.zeros(size), np.zeros(size)
-    genuine, impostor, near = (np.zeros(size, dtype=np.int64) for _ in range(3))
-    closest: list[Float] = []
-    for start, count in zip(starts, sizes, strict=True):
-        mine, later = slice(start, start + count), slice(start + count, None)
-        # float64 throughout: the expansion |a|^2 + |b|^2 - 2ab is then exact to 1e-8, far below a step.
-        square = square_N[mine, None] + square_N[None, start:] - 2 * embeddings_ND[mine] @ embeddings_ND[start:].T
-        distance = np.sqrt(np.maximum(square, 0))
-        pairs = distance[:, :count][np.triu_indices(count, 1)]
-        if len(pairs):
-            bins = np.bincount(grid_index(pairs), minlength=size)
-            genuine += bins
-            genuine_weight += bins / len(pairs)
-        others = distance[:, count:]
-        if not others.size:
-            continue
-        index = grid_index(others)
-        weight = np.broadcast_to(share_N[later] / count, others.shape)
-        impostor += np.bincount(index.ravel(), minlength=size)
-        impostor_weight += np.bincount(index.ravel(), weights=weight.ravel(), minlength=size)
-        if grouped:
-            columns = group_N[later] == group_N[start]
-            near += np.bincount(index[:, columns].ravel(), minlength=size)
-            near_weight += np.bincount(index[:, columns].ravel(), weights=weight[:, columns].ravel(), minlength=size)
-        closest.append(np.minimum.reduceat(others.min(axis=0), starts[starts >= start + count] - start - count))
-    return PairCounts(
-        genuine_weight_G=_normalised(genuine_weight),
-        impostor_weight_G=_normalised(impostor_weight),
-        same_group_weight_G=_normalised(near_weight),
-        genuine_count_G=genuine,
-        impostor_count_G=impostor,
-        same_group_count_G=near,
-        closest_P=np.sort(np.concatenate(closest)) if closest else np.zeros(0),
-        identities=len(names),
-    )
-
-
-def count_listed_pairs(distances: Float, same: NDArray[np.bool_]) -> PairCounts:
-    """Count a given list of pairs; every pair weighs the same, and counts as a pair of identities."""
-    size = STEPS + 1
-    genuine = np.bincount(grid_index(distances[same]), minlength=size)
-    impostor = np.bincount(grid_index(distances[~same]), minlength=size)
-    return PairCounts(
-        genuine_weight_G=_normalised(genuine.astype(np.float64)),
-        impostor_weight_G=_normalised(impostor.astype(np.float64)),
-        same_group_weight_G=np.zeros(size),
-        genuine_count_G=genuine,
-        impostor_count_G=impostor,
-        same_group_count_G=np.zeros(size, dtype=np.int64),
-        closest_P=np.sort(distances[~same]),
-        identities=0,
-    )
-
-
-def _normalised(weight_G: Float) -> Float:
-    total = weight_G.sum()
-    return weight_G / total if total else weight_G
 
 
 def threshold_at_fmr(fmr_G: Float, target: float) -> float | None:
@@ -296,3 +169,45 @@ def metrics(counts: PairCounts, threshold: float) -> dict[str, Any]:
         "same_group_eer": same_group_eer,
         "identities": counts.identities,
     }
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a checkpoint says of verdicts: `curves` goes into `calibration.npz`, `fields` into its description."""
+
+    curves: Mapping[str, NDArray[Any]]
+    fields: dict[str, Any]
+
+
+def calibrate(
+    choose: PairCounts, measure: PairCounts, *, margin: float, target_fmr: float, fingerprint: str, images: int
+) -> Calibration:
+    """Choose thresholds on one set of identities and measure them on the other.
+
+    `fingerprint` names the data set, `images` counts those of `measure`.
+    """
+    points = operating_points(choose, measure, sorted({*TARGETS, target_fmr}, reverse=True))
+    threshold, source, note = default_threshold(points, target_fmr, margin)
+    eer, same_group_eer = equal_error_rates(measure)
+    named = curves(choose, measure)
+    return Calibration(
+        named,
+        {
+            "calibration_id": format_1.calibration_id(margin, threshold, points, named),
+            "target_fmr": target_fmr,
+            "threshold": threshold,
+            "threshold_source": source,
+            "operating_points": points,
+            "calibration": CalibrationFacts(
+                fingerprint=fingerprint,
+                measured_on="test",
+                identities=measure.identities,
+                images=images,
+                genuine_pairs=int(measure.genuine_count_G.sum()),
+                impostor_pairs=int(measure.impostor_count_G.sum()),
+                eer=eer,
+                same_group_eer=same_group_eer,
+                note=note,
+            ),
+        },
+    )

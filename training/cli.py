@@ -74,7 +74,7 @@ def train(data: Path, output: Path, quiet: bool, **options: Any) -> None:
     diptych serve --checkpoint runs/mine
     """
     try:
-        from training.train import Recipe
+        from training.recipe import Recipe
         from training.train import train as run
     except ModuleNotFoundError as missing:
         raise UsageError(

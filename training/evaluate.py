@@ -12,13 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from app import checkpoint as format_1
-from app.checkpoint import CalibrationFacts, Checkpoint
+from app.checkpoint import Checkpoint
 from app.encoder import Encoder
 from app.errors import UsageError
 from app.image import ImageU8
 from app.matching import EmbeddingsF32, distances
 from training import calibration
 from training.dataset import Dataset, decode_file, decode_files, image_files, read_dataset, split_identities
+from training.pairs import Int, PairCounts, count_listed_pairs, count_pairs
 
 BATCH = 32
 
@@ -107,7 +108,7 @@ def evaluate_pairs(checkpoint: Checkpoint, listing: Path, root: Path, *, progres
             f"No pair of {listing} has two readable images below {root}; check --root (first: {rows[0][0]!r})."
         )
     apart = np.array([distances(embeddings[a], embeddings[b][None, :])[0] for a, b, _ in usable])
-    counts = calibration.count_listed_pairs(apart, np.array([same for _, _, same in usable]))
+    counts = count_listed_pairs(apart, np.array([same for _, _, same in usable]))
     metrics = calibration.metrics(counts, checkpoint.description.threshold)
     return Evaluation(
         {**metrics, "images": len(embeddings), "skipped": len(names) - len(embeddings)},
@@ -161,47 +162,30 @@ def calibrate(
     chosen, measured = dataset.images_of(choosing), dataset.images_of(measuring)
     choose = _count(encoder, dataset, chosen, progress=progress)
     measure = _count(encoder, dataset, measured, progress=progress)
-    targets = sorted({*calibration.TARGETS, target_fmr}, reverse=True)
-    points = calibration.operating_points(choose, measure, targets)
-    threshold, source, note = calibration.default_threshold(points, target_fmr, old.margin)
-    curves = calibration.curves(choose, measure)
-    eer, same_group_eer = calibration.equal_error_rates(measure)
+    found = calibration.calibrate(
+        choose,
+        measure,
+        margin=old.margin,
+        target_fmr=target_fmr,
+        fingerprint=dataset.fingerprint,
+        images=len(measured),
+    )
 
     output.mkdir(parents=True, exist_ok=True)
     for name in (format_1.ONNX, format_1.WEIGHTS):
         shutil.copyfile(checkpoint.directory / name, output / name)
-    np.savez_compressed(output / format_1.CALIBRATION, **curves)  # type: ignore[arg-type]
-    description = old.model_copy(
-        update={
-            "name": output.name,
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "calibration_id": format_1.calibration_id(old.margin, threshold, points, curves),
-            "target_fmr": target_fmr,
-            "threshold": threshold,
-            "threshold_source": source,
-            "operating_points": points,
-            "calibration": CalibrationFacts(
-                fingerprint=dataset.fingerprint,
-                measured_on="test",
-                identities=len(measuring),
-                images=len(measured),
-                genuine_pairs=int(measure.genuine_count_G.sum()),
-                impostor_pairs=int(measure.impostor_count_G.sum()),
-                eer=eer,
-                same_group_eer=same_group_eer,
-                note=note,
-            ),
-        }
-    )
+    np.savez_compressed(output / format_1.CALIBRATION, **found.curves)  # type: ignore[arg-type]
+    created_at = datetime.now(UTC).isoformat(timespec="seconds")
+    description = old.model_copy(update={"name": output.name, "created_at": created_at, **found.fields})
     return format_1.seal(output, description)
 
 
-def _count(encoder: Encoder, dataset: Dataset, of: calibration.Int, *, progress: bool) -> calibration.PairCounts:
+def _count(encoder: Encoder, dataset: Dataset, of: Int, *, progress: bool) -> PairCounts:
     embeddings_ND = embed_images(encoder, dataset.images_NHWC[of], progress=progress)
-    return calibration.count_pairs(embeddings_ND, dataset.identity_N[of], dataset.group_N[of])
+    return count_pairs(embeddings_ND, dataset.identity_N[of], dataset.group_N[of])
 
 
-def _splits_of_training(checkpoint: Checkpoint, dataset: Dataset) -> dict[Any, calibration.Int]:
+def _splits_of_training(checkpoint: Checkpoint, dataset: Dataset) -> dict[Any, Int]:
     recipe = checkpoint.description.training
     return dict(
         split_identities(

@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE
 
 from app.image import ImageU8
 from app.matching import EmbeddingsF32
-from training.calibration import GRID, Int, PairCounts
+from training.pairs import GRID, Int, PairCounts
 
 GENUINE, IMPOSTOR, NEAR, INK = "#1b7f5c", "#c2452d", "#e39b2d", "#33333b"
 STYLE: dict[Any, Any] = {

@@ -14,7 +14,8 @@ from app.checkpoint import Description
 from app.image import ImageU8
 from app.matching import EmbeddingsF32
 from training import plots
-from training.calibration import Int, PairCounts, metrics
+from training.calibration import metrics
+from training.pairs import Int, PairCounts
 
 
 def write(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, Header, UploadFile
 
-from app import gallery
+from app import gallery, idempotency
 from app.dependencies import DatabaseDep, DescriptionDep, PipelineDep, SettingsDep, refuse_empty_names
 from app.errors import ImageError, NothingEnrolled, TooManyImages
 from app.gallery import NewReference
@@ -46,7 +46,7 @@ def enroll(
     if idempotency_key is not None:
         fingerprint = _fingerprint(collection, identity, about, images)
         with database.read() as connection:
-            answer = gallery.recall(connection, idempotency_key, fingerprint)
+            answer = idempotency.recall(connection, idempotency_key, fingerprint)
         if answer is not None:
             return answer
 
@@ -65,7 +65,7 @@ def enroll(
     with database.write() as connection:
         if idempotency_key is not None:
             # Again, now alone: the same request may have come twice at once.
-            answer = gallery.recall(connection, idempotency_key, fingerprint)
+            answer = idempotency.recall(connection, idempotency_key, fingerprint)
             if answer is not None:
                 return answer
         references = gallery.enroll(connection, collection, identity, about, accepted, description.model_id)
@@ -76,7 +76,7 @@ def enroll(
             "rejected": rejected,
         }
         if idempotency_key is not None:
-            gallery.remember(connection, idempotency_key, fingerprint, answer)
+            idempotency.remember(connection, idempotency_key, fingerprint, answer)
     return answer
 
 

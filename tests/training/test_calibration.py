@@ -10,6 +10,8 @@ from sklearn.metrics import roc_curve
 
 from app.matching import decide
 from training import calibration as c
+from training import pairs
+from training.pairs import GRID, STEPS, count_listed_pairs, count_pairs
 
 
 def labelled(seed: int, count: int, identities: int, groups: int, spread: float = 0.7) -> tuple:
@@ -23,9 +25,10 @@ def labelled(seed: int, count: int, identities: int, groups: int, spread: float 
 
 def test_worked_examples_in_the_docstrings_hold() -> None:
     """Each can be checked by hand."""
-    found = doctest.testmod(c)
-    assert found.attempted >= 4
-    assert found.failed == 0
+    for room in (pairs, c):
+        found = doctest.testmod(room)
+        assert found.attempted >= 1
+        assert found.failed == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -35,7 +38,7 @@ def test_rates_are_those_of_a_loop_over_all_pairs(
 ) -> None:
     """Weighted by identity and pair of identities, counted one by one, decided by the rule that serves."""
     points, identity, group = labelled(seed, count, identities, groups)
-    threshold = float(c.GRID[int(threshold * c.STEPS / 2)])
+    threshold = float(GRID[int(threshold * STEPS / 2)])
     genuine: dict[int, list[bool]] = {}
     impostor: dict[tuple[int, int], list[bool]] = {}
     near: set[tuple[int, int]] = set()
@@ -50,7 +53,7 @@ def test_rates_are_those_of_a_loop_over_all_pairs(
                 impostor.setdefault((a, b), []).append(similar)
                 if group[i] == group[j]:
                     near.add((a, b))
-    counts = c.count_pairs(points, identity, group)
+    counts = count_pairs(points, identity, group)
     rates = c.rates_at(counts, threshold)
     assert rates["genuine_pairs"] == sum(map(len, genuine.values()))
     assert rates["impostor_pairs"] == sum(map(len, impostor.values()))
@@ -70,7 +73,7 @@ def test_listed_pairs_give_the_rates_of_scikit_learns_roc() -> None:
     rng = np.random.default_rng(0)
     same = rng.random(2000) < 0.4
     distances = np.round(np.clip(rng.normal(np.where(same, 0.5, 1.0), 0.2), 0, 2), 3)
-    counts = c.count_listed_pairs(distances, same)
+    counts = count_listed_pairs(distances, same)
     false_positive, true_positive, thresholds = roc_curve(same, -distances, drop_intermediate=False)
     for fpr, tpr, threshold in zip(false_positive[1:], true_positive[1:], -thresholds[1:], strict=True):
         rates = c.rates_at(counts, float(threshold))
@@ -82,34 +85,34 @@ def test_many_images_of_one_identity_do_not_outweigh_the_others() -> None:
     """A hundred copies of every image of one identity leave both rates as they were, up to copies of itself."""
     points, identity, group = labelled(3, 60, 6, 1)
     others = identity != 0
-    counts = c.count_pairs(points, identity, group)
+    counts = count_pairs(points, identity, group)
     heavy = np.concatenate([np.flatnonzero(others), np.repeat(np.flatnonzero(~others), 100)])
-    heavier = c.count_pairs(points[heavy], identity[heavy], group[heavy])
+    heavier = count_pairs(points[heavy], identity[heavy], group[heavy])
     assert np.allclose(heavier.fmr_G, counts.fmr_G)
 
 
 def test_the_threshold_for_a_target_is_the_largest_that_keeps_it() -> None:
     """One step further would break it."""
     points, identity, group = labelled(1, 300, 30, 3)
-    fmr = c.count_pairs(points, identity, group).fmr_G
+    fmr = count_pairs(points, identity, group).fmr_G
     for target in (0.2, 0.05, 0.01):
         threshold = c.threshold_at_fmr(fmr, target)
         assert threshold is not None
-        index = int(np.searchsorted(c.GRID, threshold))
+        index = int(np.searchsorted(GRID, threshold))
         assert fmr[index] <= target < fmr[index + 1]
 
 
 def test_no_threshold_keeps_a_target_if_different_identities_coincide() -> None:
     """Null, not zero."""
     points = np.ones((4, 2), dtype=np.float32) / np.sqrt(2, dtype=np.float32)
-    counts = c.count_pairs(points, np.arange(4), np.zeros(4, dtype=int))
+    counts = count_pairs(points, np.arange(4), np.zeros(4, dtype=int))
     assert c.threshold_at_fmr(counts.fmr_G, 0.01) is None
 
 
 def test_few_false_matches_support_no_promise_and_the_margin_takes_over() -> None:
     """The default threshold says where it comes from, and why."""
     points, identity, group = labelled(2, 40, 8, 1, spread=0.2)
-    counts = c.count_pairs(points, identity, group)
+    counts = count_pairs(points, identity, group)
     points_of_operation = c.operating_points(counts, counts)
     assert not points_of_operation[1].supported and points_of_operation[1].threshold is None
     threshold, source, note = c.default_threshold(points_of_operation, 0.01, margin=0.9)
@@ -119,8 +122,8 @@ def test_few_false_matches_support_no_promise_and_the_margin_takes_over() -> Non
 
 def test_an_operating_point_is_chosen_on_one_set_and_measured_on_the_other() -> None:
     """Its FMR is what the test identities gave, not what was wished for."""
-    calibration = c.count_pairs(*labelled(4, 600, 60, 5))
-    test = c.count_pairs(*labelled(5, 600, 60, 5))
+    calibration = count_pairs(*labelled(4, 600, 60, 5))
+    test = count_pairs(*labelled(5, 600, 60, 5))
     point = c.operating_points(calibration, test)[1]
     assert point.supported and point.threshold == c.threshold_at_fmr(calibration.fmr_G, 0.01)
     assert point.fmr == c.rates_at(test, point.threshold)["fmr"] != 0.01
@@ -129,7 +132,7 @@ def test_an_operating_point_is_chosen_on_one_set_and_measured_on_the_other() -> 
 
 def test_equal_error_rate_lies_where_the_curves_cross() -> None:
     """FMR and FNMR differ by at most what one step of the grid changes there."""
-    counts = c.count_pairs(*labelled(6, 400, 40, 4))
+    counts = count_pairs(*labelled(6, 400, 40, 4))
     eer, near = c.equal_error_rates(counts)
     assert eer is not None and near is not None
     crossing = int(np.argmax(counts.fmr_G >= counts.fnmr_G))
@@ -140,7 +143,7 @@ def test_equal_error_rate_lies_where_the_curves_cross() -> None:
 def test_degenerate_sets_give_null_not_nonsense(identity: list[int]) -> None:
     """One identity, no genuine pairs, one image."""
     points = labelled(7, len(identity), 3, 1)[0]
-    figures = c.metrics(c.count_pairs(points, np.array(identity), np.zeros(len(identity), dtype=int)), 0.5)
+    figures = c.metrics(count_pairs(points, np.array(identity), np.zeros(len(identity), dtype=int)), 0.5)
     assert figures["eer"] is None
     assert (figures["fmr"] is None) == (len(set(identity)) < 2)
     assert (figures["fnmr"] is None) == (len(set(identity)) == len(identity))

@@ -1,0 +1,39 @@
+"""Answers given under an Idempotency-Key: a repeated request gets the same one, and changes nothing."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.database import idempotency
+from app.errors import IdempotencyKeyReused
+
+KEPT = timedelta(hours=24)
+
+
+def recall(connection: sa.Connection, key: str, fingerprint: str) -> dict[str, Any] | None:
+    """The answer given before under this Idempotency-Key. Raises `IdempotencyKeyReused` for another request."""
+    row = connection.execute(
+        sa.select(idempotency.c.fingerprint, idempotency.c.answer).where(idempotency.c.key == key)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.fingerprint != fingerprint:
+        raise IdempotencyKeyReused(
+            "This Idempotency-Key came before with another identity, collection, metadata or images. "
+            "Use a new key for a new request."
+        )
+    answer: dict[str, Any] = row.answer
+    return answer
+
+
+def remember(connection: sa.Connection, key: str, fingerprint: str, answer: dict[str, Any]) -> None:
+    """Keep an answer for a day, in the transaction that it answers for."""
+    now = datetime.now(UTC)
+    expired = (now - KEPT).isoformat(timespec="seconds")
+    connection.execute(sa.delete(idempotency).where(idempotency.c.created_at < expired))
+    connection.execute(
+        sa.insert(idempotency).values(
+            key=key, fingerprint=fingerprint, answer=answer, created_at=now.isoformat(timespec="seconds")
+        )
+    )
