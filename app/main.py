@@ -13,7 +13,6 @@ from app import problems
 from app.dependencies import Resources, opened
 from app.middleware import BodyLimit, Counted, RequestIds
 from app.routes import collections, enroll, search, service, verify
-from app.schemas import Problem
 from app.settings import Settings, read_settings
 
 # What a multipart body holds besides its images.
@@ -41,7 +40,7 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         summary="Says whether two images show the same thing, at an error rate you choose.",
         lifespan=lifespan,
         redoc_url=None,
-        responses={"4XX": {"model": Problem, "description": "A problem document (RFC 9457) with a stable `code`."}},
+        responses=problems.RESPONSES,
     )
     problems.install(app)
     for room in (verify, enroll, search, collections, service):

@@ -10,10 +10,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from app.errors import DiptychError, InvalidRequest, Unavailable
+from app.schemas import Problem
 
 log = logging.getLogger("uvicorn.error")
 
 RETRY_AFTER_SECONDS = "1"
+MEDIA_TYPE = "application/problem+json"
 _HTTP_CODES = {
     400: "malformed_request",
     404: "not_found",
@@ -46,7 +48,7 @@ def _document(
         "request_id": scope.get("state", {}).get("request_id"),
         **extra,
     }
-    return JSONResponse(content, status, headers, media_type="application/problem+json")
+    return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)
 
 
 async def _diptych_error(request: Request, error: Exception) -> Response:
@@ -95,8 +97,25 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     return response
 
 
+# For the OpenAPI document. FastAPI knows one media type a route, so `install` puts the right one in.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Problem, "description": "A problem document (RFC 9457) with a stable `code`."}
+}
+
+
 def install(app: FastAPI) -> None:
-    """Make every error of this application a problem document."""
+    """Make every error of this application a problem document, and say so in its OpenAPI document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for operations in generate()["paths"].values():
+                for operation in operations.values():
+                    content = operation["responses"]["4XX"]["content"]
+                    content[MEDIA_TYPE] = content.pop("application/json")
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]
     app.add_exception_handler(DiptychError, _diptych_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

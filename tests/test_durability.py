@@ -1,8 +1,10 @@
 """What was acknowledged survives: kills, restarts, and other processes on the same directory."""
 
+import contextlib
 import threading
 from pathlib import Path
 
+import pysqlite3
 import pytest
 from conftest import GOLDEN, Serve, assert_problem, diptych, drawings
 
@@ -91,6 +93,31 @@ def test_a_gallery_of_another_encoder_is_refused_at_start_and_on_request(
     refused = diptych("serve", "--checkpoint", trained, "--data-dir", data)
     assert refused.returncode == 2
     assert "can't be compared" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_a_mistake_of_ours_is_a_problem_document_without_our_insides(serve: Serve, tmp_path: Path) -> None:
+    """A constraint that nobody expects: the caller learns an id, the log the rest; the next request is served."""
+    service = serve(data_dir=tmp_path / "data")
+    with contextlib.closing(pysqlite3.connect(tmp_path / "data" / "diptych.db")) as intruder:
+        intruder.execute("CREATE TRIGGER trap BEFORE INSERT ON reference BEGIN SELECT RAISE(ABORT, 'secret'); END")
+    problem = assert_problem(service.enroll("a", ANGELIC[0]), 500, "internal_error")
+    assert "secret" not in str(problem) and "sqlite" not in str(problem).lower()
+    assert service.client.get("/collections").json() == {"collections": []}
+    service.stop()  # what is logged comes after what is answered
+    assert "secret" in service.log.read_text()
+
+
+def test_a_locked_database_is_answered_with_503_and_served_again_afterwards(serve: Serve, tmp_path: Path) -> None:
+    """Another process holds the write lock for longer than we wait; nothing is lost, nothing half done."""
+    service = serve(data_dir=tmp_path / "data")
+    with contextlib.closing(pysqlite3.connect(tmp_path / "data" / "diptych.db", isolation_level=None)) as intruder:
+        intruder.execute("BEGIN IMMEDIATE")
+        response = service.enroll("a", ANGELIC[0])
+        assert_problem(response, 503, "storage_unavailable")
+        assert response.headers["retry-after"]
+        assert service.verify(ANGELIC[0], ANGELIC[1]).status_code == 200
+        intruder.execute("ROLLBACK")
+    assert service.enroll("a", ANGELIC[0]).status_code == 201
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,14 @@ def test_the_documentation_needs_no_network(service: Service) -> None:
     assert service.client.get("/", follow_redirects=True).status_code == 200
 
 
+def test_the_openapi_document_names_problem_documents_as_what_they_are(service: Service) -> None:
+    """For every operation."""
+    document = service.client.get("/openapi.json").json()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert list(operation["responses"]["4XX"]["content"]) == ["application/problem+json"]
+
+
 def test_metrics_count_verdicts_refusals_and_answers(service: Service) -> None:
     """By route as declared: names in paths make no new series."""
     service.verify(A[0], A[0])
