@@ -11,7 +11,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import problems
 from app.dependencies import Resources, opened
-from app.middleware import BodyLimit, Counted, RequestIds
+from app.middleware import BodyLimit, Counted, Outermost
 from app.routes import collections, enroll, search, service, verify
 from app.settings import Settings, read_settings
 
@@ -47,7 +47,7 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         app.include_router(room.router)
     app.add_middleware(BodyLimit, limit=lambda path: body_limit(settings, path))
     app.add_middleware(Counted, metrics=lambda: held[0].metrics if held else None)
-    app.add_middleware(RequestIds)
+    app.add_middleware(Outermost)
     return app
 
 

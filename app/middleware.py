@@ -1,5 +1,6 @@
 """What holds before a body is read and after an answer is sent: request ids, counts, the size of bodies."""
 
+import logging
 import re
 import time
 import uuid
@@ -9,9 +10,11 @@ import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import RequestTooLarge
+from app.errors import DiptychError, RequestTooLarge
 from app.metrics import Metrics
 from app.problems import problem
+
+log = logging.getLogger("uvicorn.error")
 
 REQUEST_ID = "X-Request-ID"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -20,8 +23,8 @@ DRAIN_FACTOR = 2
 DRAIN_SECONDS = 10.0
 
 
-class RequestIds:
-    """Gives each request an id (the caller's own, if it is harmless) and returns it in `X-Request-ID`."""
+class Outermost:
+    """Gives each request an id (the caller's own, if it is harmless), and answers for what nobody caught."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -32,13 +35,23 @@ class RequestIds:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        started = False
 
         async def send_with_id(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
-        return await self.app(scope, receive, send_with_id)
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("unexpected error, request %s", request_id)
+            if started:
+                raise  # the answer is cut off; only the connection's end can tell the caller
+            ours = DiptychError("The service made a mistake, and it is in its log under this request_id.")
+            await problem(ours, scope)(scope, receive, send_with_id)
 
 
 class Counted:

@@ -88,15 +88,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     )
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
-    # Starlette logs the traceback; the caller learns the id to ask about, and nothing of our insides.
-    request_id = request.scope.get("state", {}).get("request_id")
-    detail = "The service made a mistake, and it is in its log under this request_id."
-    response = _document(500, DiptychError.code, DiptychError.title, detail, request.scope, {}, {})
-    response.headers["X-Request-ID"] = request_id or ""
-    return response
-
-
 # For the OpenAPI document. FastAPI knows one media type a route, so `install` puts the right one in.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Problem, "description": "A problem document (RFC 9457) with a stable `code`."}
@@ -119,4 +110,3 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DiptychError, _diptych_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)

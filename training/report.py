@@ -43,7 +43,7 @@ def write(
     figures_of_test = metrics(counts, description.threshold)
     document = {"test": figures_of_test, "history": list(history)}
     (directory / "metrics.json").write_text(json.dumps(document, indent=2) + "\n")
-    with (directory / "split.csv").open("w", newline="") as file:
+    with (directory / "split.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow(["identity", "split"])
         rows.writerows((identity, split) for split, names in splits.items() for identity in names)
