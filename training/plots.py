@@ -155,6 +155,6 @@ def projection(embeddings_ND: EmbeddingsF32, identity_N: Int, images_NHWC: Image
             )
             ax.add_artist(box)
         pad = 0.08 * np.ptp(xy, axis=0)
-        ax.set_xlim(xy[:, 0].min() - pad[0], xy[:, 0].max() + pad[0])
-        ax.set_ylim(xy[:, 1].min() - pad[1], xy[:, 1].max() + pad[1])
+        ax.set_xlim(xy[:, 0].min() - pad[0], xy[:, 0].max() + 2 * pad[0])  # thumbnails stand above and right
+        ax.set_ylim(xy[:, 1].min() - pad[1], xy[:, 1].max() + 2 * pad[1])
     return figure
