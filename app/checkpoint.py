@@ -164,7 +164,9 @@ def load(name_or_directory: str | Path) -> Checkpoint:
         version = raw["format_version"]
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing, so {directory} is no checkpoint.") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except OSError as problem:
+        raise CheckpointError(f"{path} can't be read: {problem.strerror}.") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path} is damaged: it is not the JSON that training wrote.") from None
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -203,6 +205,11 @@ def seal(directory: Path, description: Description) -> Checkpoint:
     return load(directory)
 
 
+def printable(name: str) -> str:
+    """A directory's name as JSON can carry it: what is not Unicode in it is replaced."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def model_id(weights: Mapping[str, NDArray[Any]], architecture: Architecture, preprocessing: Preprocessing) -> str:
     """Hash of what decides an embedding: architecture, preprocessing and weights in canonical order."""
     decided_by = {
@@ -239,7 +246,7 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
 
 
 def _sha256_of_description(document: Mapping[str, Any]) -> str:
-    others = {name: value for name, value in document["sha256"].items() if name != DESCRIPTION}
+    others = {name: value for name, value in document.get("sha256", {}).items() if name != DESCRIPTION}
     return hashlib.sha256(_canonical({**document, "sha256": others})).hexdigest()
 
 
@@ -251,5 +258,9 @@ def _sha256(path: Path) -> str:
 def _verify(path: Path, expected: str | None) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing from the checkpoint.")
-    if _sha256(path) != expected:
+    try:
+        found = _sha256(path)
+    except OSError as problem:
+        raise CheckpointError(f"{path} can't be read: {problem.strerror}.") from None
+    if found != expected:
         raise CheckpointError(f"{path} is altered: it differs from what was written (sha256).")

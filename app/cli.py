@@ -1,10 +1,12 @@
 """The command `diptych`: exit 0 on success, 2 on a mistake of the caller's, in one line and no traceback."""
 
 import sys
+import warnings
 from importlib.metadata import entry_points
 from typing import Any
 
 import click
+from PIL import Image
 
 from app.errors import DiptychError, UsageError
 
@@ -48,6 +50,8 @@ def serve(**options: Any) -> None:
 
 
 def main() -> None:
+    # Sizes have limits of our own, which say what is allowed.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
         status = cli.main(standalone_mode=False)
     except click.Abort:

@@ -17,7 +17,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from app.errors import StorageUnavailable, UsageError
 
 BUSY_SECONDS = 10
-SCHEMA = "0001"  # the newest revision in app/migrations; a test holds them together
+REVISIONS = ("0001",)  # those in app/migrations, oldest first; a test holds them together
+SCHEMA = REVISIONS[-1]
 
 tables = sa.MetaData()
 
@@ -56,7 +57,8 @@ reference = sa.Table(
     sa.Column("embedding", sa.LargeBinary, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.UniqueConstraint("identity_key", "image_sha256"),
-    sa.Index("reference_by_collection", "collection_key", "model_id"),
+    sa.Index("reference_by_collection", "collection_key"),
+    sa.Index("reference_by_model", "model_id"),
     sqlite_autoincrement=True,
 )
 
@@ -93,7 +95,7 @@ class Database:
             ) from None
         self.path = path
         self._engine = sa.create_engine(
-            f"sqlite:///{path}",
+            sa.URL.create("sqlite", database=str(path)),
             module=pysqlite3,
             connect_args={"timeout": BUSY_SECONDS},
             pool_size=64,
@@ -139,10 +141,10 @@ class Database:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
         found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-        if found is not None and found > SCHEMA:
+        if found is not None and found not in REVISIONS:
             raise UsageError(
-                f"The gallery {self.path} has schema {found}, this version of Diptych knows up to {SCHEMA}. "
-                "Use the newer Diptych that wrote it, or another data directory."
+                f"The gallery {self.path} has schema {found!r}, which this version of Diptych does not know (it knows "
+                f"up to {SCHEMA}). Use the Diptych that wrote it, or another data directory."
             )
         return found
 

@@ -13,7 +13,7 @@ from app import gallery
 from app.checkpoint import Description
 from app.database import Database
 from app.encoder import Encoder
-from app.errors import InvalidName, UsageError
+from app.errors import InvalidRequest, ModelMismatch, StorageUnavailable, UsageError
 from app.index import GalleryIndex
 from app.metrics import Metrics
 from app.pipeline import Pipeline
@@ -39,30 +39,38 @@ def opened(settings: Settings) -> Iterator[Resources]:
     """Load the checkpoint and open the gallery. Raises `UsageError` for what the operator has to mend."""
     checkpoint = format_1.load(settings.checkpoint)
     encoder = Encoder(checkpoint, settings.encoder_threads)
+    metrics = Metrics(encoder.model_id, version("diptych"))
+    pipeline = Pipeline(encoder, settings, metrics)
     database = Database(settings.sqlite_path)
-    database.migrate()
     try:
-        with database.read() as connection:
-            others = gallery.other_models(connection, encoder.model_id)
-        if others:
-            held = ", ".join(f"{count} of model {model}" for model, count in others)
-            raise UsageError(
-                f"The gallery {database.path} holds references ({held}) that the checkpoint {settings.checkpoint!r} "
-                f"(model {encoder.model_id}) can't be compared with. Serve the checkpoint they were enrolled with, "
-                "or choose another data directory with DIPTYCH_DATA_DIR and enroll anew."
-            )
-        metrics = Metrics(encoder.model_id, version("diptych"))
+        _check_gallery(database, encoder.model_id, settings.checkpoint)
         yield Resources(
             settings=settings,
             description=checkpoint.description,
             encoder=encoder,
-            pipeline=Pipeline(encoder, settings, metrics),
+            pipeline=pipeline,
             database=database,
             index=GalleryIndex(database, encoder.model_id, encoder.embedding_dim),
             metrics=metrics,
         )
     finally:
+        pipeline.close()
         database.close()
+
+
+def _check_gallery(database: Database, model_id: str, checkpoint: str) -> None:
+    """Migrate, and refuse a gallery that this checkpoint can't be compared with. Raises `UsageError`."""
+    database.migrate()
+    try:
+        with database.read() as connection:
+            gallery.check_model(connection, model_id)
+    except ModelMismatch as mismatch:
+        raise UsageError(
+            f"The gallery {database.path} can't be served with the checkpoint {checkpoint!r}: {mismatch.detail} "
+            "Or choose another data directory with DIPTYCH_DATA_DIR and enroll anew."
+        ) from None
+    except StorageUnavailable as problem:
+        raise UsageError(f"The gallery {database.path} can't be read: {problem.__cause__}.") from None
 
 
 def _resources(request: Request) -> Resources:
@@ -73,12 +81,21 @@ def _resources(request: Request) -> Resources:
 ResourcesDep = Annotated[Resources, Depends(_resources)]
 
 
-async def refuse_empty_names(request: Request) -> None:
-    """An empty form field counts as left out, which would turn a slip into the collection `default`."""
+async def strict_form(request: Request) -> None:
+    """Refuses what a form parser passes over in silence: misspelt, repeated and empty fields.
+
+    An empty `collection` would become the default one, a `treshold` the checkpoint's own.
+    """
     form = await request.form()
-    for field in ("collection", "identity"):
-        if form.get(field) == "":
-            raise InvalidName(f"`{field}` is empty. Leave it out or give it a name.")
+    known = {field.alias: field for field in request.scope["route"].dependant.body_params}
+    for name in form:
+        if name not in known:
+            raise InvalidRequest(f"There is no field {name[:40]!r} here. Fields: {', '.join(known)}.")
+        values = form.getlist(name)
+        if len(values) > 1 and name != "images":
+            raise InvalidRequest(f"`{name}` was given {len(values)} times; give it once.")
+        if "" in values:
+            raise InvalidRequest(f"`{name}` is empty. Give it a value or leave it out.")
 
 
 def _description(resources: ResourcesDep) -> Description:

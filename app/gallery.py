@@ -64,27 +64,16 @@ def collection_key(connection: sa.Connection, name: str) -> int:
     return int(key)
 
 
-def check_model(connection: sa.Connection, key: int, model_id: str) -> None:
-    """Raises `ModelMismatch` if the collection holds references of another encoder."""
-    models = sa.select(sa.func.min(reference.c.model_id), sa.func.max(reference.c.model_id))
-    # min and max, each a look into the index, whatever the size of the collection
-    low, high = connection.execute(models.where(reference.c.collection_key == key)).one()
-    for found in (low, high):
+def check_model(connection: sa.Connection, model_id: str) -> None:
+    """Raises `ModelMismatch` if the gallery holds references of another encoder."""
+    # min and max, each a look into the index, whatever the size of the gallery
+    for extreme in (sa.func.min, sa.func.max):
+        found = connection.scalar(sa.select(extreme(reference.c.model_id)))
         if found is not None and found != model_id:
             raise ModelMismatch(
-                f"The collection was enrolled with model {found}, the service runs {model_id}: their embeddings "
-                "can't be compared. Serve the checkpoint of that model, or enroll into another collection."
+                f"The gallery was enrolled with model {found}, this is model {model_id}: their embeddings can't be "
+                "compared. Serve the checkpoint of that model."
             )
-
-
-def other_models(connection: sa.Connection, model_id: str) -> list[tuple[str, int]]:
-    """Models other than `model_id` that the gallery holds references of, with how many."""
-    rows = connection.execute(
-        sa.select(reference.c.model_id, sa.func.count())
-        .where(reference.c.model_id != model_id)
-        .group_by(reference.c.model_id)
-    )
-    return [(str(model), int(count)) for model, count in rows]
 
 
 def list_collections(connection: sa.Connection) -> list[dict[str, Any]]:
@@ -211,7 +200,7 @@ def _merge_metadata(connection: sa.Connection, key: int, new: dict[str, Any]) ->
     """Top-level keys replace; null removes (RFC 7396, one level deep)."""
     old = connection.scalar(sa.select(identity.c.metadata).where(identity.c.key == key)) or {}
     merged = {name: value for name, value in {**old, **new}.items() if value is not None}
-    size = len(json.dumps(merged).encode())
+    size = len(json.dumps(merged, ensure_ascii=False).encode())
     if size > MAX_METADATA_BYTES:
         raise InvalidMetadata(
             f"The identity's metadata would take {size:,} bytes; at most {MAX_METADATA_BYTES:,} are allowed."
@@ -238,7 +227,7 @@ def enroll(
     now = _now()
     connection.execute(insert(collection).values(name=collection_name, created_at=now).on_conflict_do_nothing())
     within = collection_key(connection, collection_name)
-    check_model(connection, within, model_id)
+    check_model(connection, model_id)
     connection.execute(
         insert(identity).values(collection_key=within, name=name, metadata={}, created_at=now).on_conflict_do_nothing()
     )
@@ -273,7 +262,7 @@ def enroll(
 def references_of(connection: sa.Connection, collection_name: str, name: str, model_id: str) -> StoredReferences:
     """Raises `UnknownCollection`, `UnknownIdentity`, `ModelMismatch`, or `NoReferences` if there are none left."""
     key = identity_key(connection, collection_name, name)
-    check_model(connection, collection_key(connection, collection_name), model_id)
+    check_model(connection, model_id)
     rows = connection.execute(
         sa.select(reference.c.reference_id, reference.c.embedding)
         .where(reference.c.identity_key == key)

@@ -14,7 +14,9 @@ KEPT = timedelta(hours=24)
 def recall(connection: sa.Connection, key: str, fingerprint: str) -> dict[str, Any] | None:
     """The answer given before under this Idempotency-Key. Raises `IdempotencyKeyReused` for another request."""
     row = connection.execute(
-        sa.select(idempotency.c.fingerprint, idempotency.c.answer).where(idempotency.c.key == key)
+        sa.select(idempotency.c.fingerprint, idempotency.c.answer).where(
+            idempotency.c.key == key, idempotency.c.created_at >= _oldest()
+        )
     ).one_or_none()
     if row is None:
         return None
@@ -30,10 +32,13 @@ def recall(connection: sa.Connection, key: str, fingerprint: str) -> dict[str, A
 def remember(connection: sa.Connection, key: str, fingerprint: str, answer: dict[str, Any]) -> None:
     """Keep an answer for a day, in the transaction that it answers for."""
     now = datetime.now(UTC)
-    expired = (now - KEPT).isoformat(timespec="seconds")
-    connection.execute(sa.delete(idempotency).where(idempotency.c.created_at < expired))
+    connection.execute(sa.delete(idempotency).where(idempotency.c.created_at < _oldest()))
     connection.execute(
         sa.insert(idempotency).values(
             key=key, fingerprint=fingerprint, answer=answer, created_at=now.isoformat(timespec="seconds")
         )
     )
+
+
+def _oldest() -> str:
+    return (datetime.now(UTC) - KEPT).isoformat(timespec="seconds")

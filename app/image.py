@@ -36,10 +36,13 @@ FOLDER_FORMATS = (*SERVED_FORMATS, "PPM")
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 40_000_000
+# As JPEG has it. An image of one row costs decoders far more a pixel than a square one.
+MAX_SIDE = 65_535
 # Of 255. A blank image has no identity, and any two blank images would be called similar.
 BLANK_RANGE = 8
 
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG = 0x0102
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # EXIF orientation to the turn that puts the image upright (EXIF 2.32, tag 274).
@@ -114,6 +117,8 @@ def decode(
 
 def _pixels(image: Image.Image, to: Preprocessing, max_pixels: int, refuse_blank: bool) -> ImageU8:
     width, height = image.size
+    if max(width, height) > MAX_SIDE:
+        raise TooManyPixels(f"The image is {width} x {height}; at most {MAX_SIDE:,} pixels a side are allowed.")
     if width * height > max_pixels:
         raise TooManyPixels(
             f"The image is {width} x {height}, {width * height:,} pixels; at most {max_pixels:,} are allowed."
@@ -134,8 +139,8 @@ def _pixels(image: Image.Image, to: Preprocessing, max_pixels: int, refuse_blank
     image = image.convert("L" if to.channels == 1 else "RGB")
     if refuse_blank and _is_blank(image):
         raise BlankImage(
-            f"The image is one uniform colour (no channel spans {BLANK_RANGE} of 255 levels), "
-            "so it shows nothing to compare."
+            f"The image, scaled to the encoder's input, is one uniform colour (no channel spans {BLANK_RANGE} of "
+            "255 levels), so it shows nothing to compare."
         )
     if orientation > 1:
         image = image.transpose(_TURNS[orientation])
@@ -159,7 +164,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """The image in a mode that resizes without loss: L, LA, RGB or RGBA."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
-        return Image.fromarray((wide >> 8).astype(np.uint8))
+        return Image.fromarray((wide >> (_depth(image) - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UnsupportedFormat("The image has 32-bit pixels, whose scale is unknown. Send 8 or 16 bits a channel.")
     if image.has_transparency_data:
@@ -167,6 +172,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("1", "L"):
         return image.convert("L")
     return image.convert("RGB")
+
+
+def _depth(image: Image.Image) -> int:
+    """Bits of a channel of more than 8: what TIFF says (12, say), else 16."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_TAG, (16,))[0]
+    return bits if 8 < bits <= 16 else 16
 
 
 def _resize(image: Image.Image, box: Box, size: tuple[int, int], aspect: Aspect) -> Image.Image:

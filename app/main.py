@@ -1,7 +1,10 @@
 """Assembly: settings to application, and the life of what it holds."""
 
+import ctypes
+import os
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -11,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import problems
 from app.dependencies import Resources, opened
+from app.errors import UsageError
 from app.middleware import BodyLimit, Counted, Outermost
 from app.routes import collections, enroll, search, service, verify
 from app.settings import Settings, read_settings
@@ -18,6 +22,8 @@ from app.settings import Settings, read_settings
 # What a multipart body holds besides its images.
 OVERHEAD_BYTES = 2**20
 SHUTDOWN_SECONDS = 5
+M_MMAP_THRESHOLD = -3  # from malloc.h
+LARGE_BLOCK = 2**20
 
 
 def create_app(settings: Settings, resources: Resources | None = None) -> FastAPI:
@@ -40,6 +46,7 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         summary="Says whether two images show the same thing, at an error rate you choose.",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
         responses=problems.RESPONSES,
     )
     problems.install(app)
@@ -59,13 +66,35 @@ def body_limit(settings: Settings, path: str) -> int:
 
 def worker() -> FastAPI:
     """The application of one of several processes, which know their settings from the environment."""
+    _give_memory_back()
     return create_app(read_settings())
+
+
+def _check_address(settings: Settings) -> None:
+    """Raises `UsageError` where the address is taken or none of this machine's."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as problem:
+        raise UsageError(
+            f"Can't listen on {settings.host} port {settings.port}: {problem.strerror or problem}. "
+            "Choose others with DIPTYCH_HOST and DIPTYCH_PORT."
+        ) from None
+
+
+def _give_memory_back() -> None:
+    """Have glibc return large blocks to the system as soon as they are free, instead of keeping what the
+    largest images once took. Elsewhere (musl, macOS) there is nothing to set."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def run(**given: Any) -> None:
     """Serve until stopped. Raises `UsageError` for settings, checkpoints or galleries that can't be served."""
     settings = read_settings(**given)
     settings.check_exposure()
+    _check_address(settings)
+    _give_memory_back()
     how: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
@@ -76,4 +105,6 @@ def run(**given: Any) -> None:
         if settings.workers == 1:
             uvicorn.run(create_app(settings, resources), **how)
             return
+    # Workers know only the environment.
+    os.environ.update({f"DIPTYCH_{name.upper()}": str(value) for name, value in given.items()})
     uvicorn.run("app.main:worker", factory=True, workers=settings.workers, **how)

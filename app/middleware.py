@@ -17,6 +17,7 @@ from app.problems import problem
 log = logging.getLogger("uvicorn.error")
 
 REQUEST_ID = "X-Request-ID"
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # A client that is still sending does not read. What is too large is read on and thrown away for so long.
 DRAIN_FACTOR = 2
@@ -79,8 +80,10 @@ class Counted:
             metrics = self.metrics()
             if metrics is not None:
                 route = getattr(scope.get("route"), "path", "none")
-                metrics.requests.labels(scope["method"], route, status).inc()
-                metrics.seconds.labels(scope["method"], route).observe(time.perf_counter() - started)
+                # A caller may invent methods; series are kept for ever.
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                metrics.requests.labels(method, route, status).inc()
+                metrics.seconds.labels(method, route).observe(time.perf_counter() - started)
 
 
 class BodyLimit:

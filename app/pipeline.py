@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 
@@ -29,13 +29,17 @@ class Embedded:
 
 
 class Pipeline:
-    """bytes -> image -> embedding, for at most `concurrency` requests at a time; others wait their turn."""
+    """bytes -> image -> embedding, for `concurrency` requests at a time; up to `queue_length` wait their turn.
+
+    The work has threads of its own, so that the memory which an allocator keeps for each thread is bounded too.
+    """
 
     def __init__(self, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
         self.encoder = encoder
         self._settings = settings
         self._metrics = metrics
-        self._turns = BoundedSemaphore(settings.concurrency)
+        self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="embed")
+        self._places = BoundedSemaphore(settings.concurrency + settings.queue_length)
 
     def embed(self, *uploads: tuple[str, UploadFile]) -> list[Embedded]:
         """Embeddings of (field, upload) pairs. Raises the first `ImageError`, naming its field."""
@@ -48,10 +52,7 @@ class Pipeline:
 
     def embed_each(self, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
         """For each upload its embedding, or what is wrong with it. Raises `Overloaded`."""
-        results: list[Embedded | ImageError] = []
-        with self._turn():
-            for start in range(0, len(uploads), BATCH):
-                results += self._embed_batch(uploads[start : start + BATCH])
+        results = self._in_turn(uploads)
         for result in results:
             if isinstance(result, ImageError):
                 self._metrics.refusals.labels(result.code).inc()
@@ -83,11 +84,25 @@ class Pipeline:
             return problem
         return pixels, hashlib.sha256(data).hexdigest()
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        if not self._turns.acquire(timeout=self._settings.queue_seconds):
+    def _in_turn(self, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
+        if not self._places.acquire(blocking=False):
             raise Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
         try:
-            yield
+            work = self._workers.submit(self._embed_all, uploads)
+            try:
+                return work.result(self._settings.queue_seconds)
+            except TimeoutError:
+                if work.cancel():
+                    raise Overloaded("The encoder was busy for too long. Try again in a moment.") from None
+                return work.result()  # its turn has come; what is begun is finished
         finally:
-            self._turns.release()
+            self._places.release()
+
+    def _embed_all(self, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
+        results: list[Embedded | ImageError] = []
+        for start in range(0, len(uploads), BATCH):
+            results += self._embed_batch(uploads[start : start + BATCH])
+        return results
+
+    def close(self) -> None:
+        self._workers.shutdown(cancel_futures=True)

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from app.errors import DiptychError, InvalidRequest, Unavailable
+from app.errors import DiptychError, InvalidRequest, StorageUnavailable, Unavailable
 from app.schemas import Problem
 
 log = logging.getLogger("uvicorn.error")
@@ -60,6 +60,8 @@ async def _diptych_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
+    if any(one["type"] == "json_invalid" for one in error.errors()):
+        return problem(InvalidRequest("The body is not valid JSON."), request.scope)
     wrong = [
         {"field": ".".join(str(part) for part in one["loc"][1:]) or str(one["loc"][0]), "message": one["msg"]}
         for one in error.errors()
@@ -72,6 +74,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     if isinstance(error.__cause__, DiptychError):
         return problem(error.__cause__, request.scope)
+    if isinstance(error.__cause__, OSError):  # the form parser spools uploads to the temporary directory
+        log.error("an upload could not be spooled: %s", error.__cause__)
+        return problem(StorageUnavailable("There is no room for the upload just now. Try again."), request.scope)
     code = _HTTP_CODES.get(error.status_code, "http_error")
     detail = {
         404: f"There is nothing at {request.url.path}. GET /docs lists what there is.",

@@ -14,35 +14,52 @@ from app.image import Preprocessing
 from app.matching import MAX_DISTANCE, OperatingPoint, ThresholdSource, Verdict
 
 NAME_LENGTH = 128
-NAME_RULE = f"1 to {NAME_LENGTH} characters, no control characters, no `/`"
+NAME_RULE = f"1 to {NAME_LENGTH} characters, no control characters, no `/`, not `.` or `..`"
+METADATA_DEPTH = 16
 
 
 def check_name(name: str) -> str:
     """The name, if it is allowed. Raises `InvalidName`."""
     forbidden = [c for c in name if c == "/" or unicodedata.category(c) in ("Cc", "Cs")]
-    if forbidden or not 1 <= len(name) <= NAME_LENGTH:
+    # Clients fold `.` and `..` out of a path: DELETE .../identities/.. would arrive as DELETE of the collection.
+    if forbidden or name in (".", "..") or not 1 <= len(name) <= NAME_LENGTH:
         raise InvalidName(f"{name[:40]!r} is not allowed as a name: use {NAME_RULE}.")
     return name
+
+
+def check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata, if it can be stored and shown again as JSON. Raises `InvalidMetadata`."""
+    layer: list[Any] = [metadata]
+    for _ in range(METADATA_DEPTH):
+        layer = [
+            inner
+            for outer in layer
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    if layer:
+        raise InvalidMetadata(f"`metadata` is nested deeper than the {METADATA_DEPTH} levels allowed.")
+    try:
+        # Not every string that JSON can spell is Unicode (lone surrogates), and not every float is JSON.
+        size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError as problem:
+        raise InvalidMetadata(f"`metadata` holds what JSON cannot carry: {problem}.") from None
+    if size > MAX_METADATA_BYTES:
+        raise InvalidMetadata(f"`metadata` takes {size:,} bytes; at most {MAX_METADATA_BYTES:,} are allowed.")
+    return metadata
 
 
 def parse_metadata(text: str | None) -> dict[str, Any]:
     """The JSON object in a form field. Raises `InvalidMetadata`."""
     if text is None:
         return {}
-    if len(text.encode(errors="replace")) > MAX_METADATA_BYTES:
-        raise InvalidMetadata(f"`metadata` may take {MAX_METADATA_BYTES:,} bytes at most.")
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
     try:
-        parsed = json.loads(text, parse_constant=refuse)
-        json.dumps(parsed).encode()
+        parsed = json.loads(text)
     except (ValueError, RecursionError) as problem:
         raise InvalidMetadata(f'`metadata` is not valid JSON ({problem}). Send an object such as {{"a": 1}}.') from None
     if not isinstance(parsed, dict):
         raise InvalidMetadata('`metadata` must be a JSON object such as {"a": 1}.')
-    return parsed
+    return check_metadata(parsed)
 
 
 Name = Annotated[str, AfterValidator(check_name)]
@@ -182,7 +199,7 @@ class IdentityChange(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     identity: Name | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[str, Any], AfterValidator(check_metadata)] | None = None
 
 
 class CheckpointAnswer(BaseModel):

@@ -33,8 +33,15 @@ class Settings(BaseSettings):
         ge=1,
         description="Requests a process decodes and embeds at once; the others wait. By default one a core.",
     )
+    queue_length: int = Field(
+        24, ge=0, le=30, description="Requests of a process that may wait for their turn; more are refused with 503."
+    )
     queue_seconds: float = Field(
-        10.0, gt=0, description="How long a request waits for its turn before it is refused with 503."
+        10.0,
+        gt=0,
+        le=600,
+        allow_inf_nan=False,
+        description="How long a request waits for its turn before it is refused with 503.",
     )
     encoder_threads: int = Field(1, ge=1, description="Threads of one embedding.")
     max_image_bytes: int = Field(MAX_BYTES, ge=1024, description="Bytes of one image.")
@@ -48,8 +55,8 @@ class Settings(BaseSettings):
         if self.database_url is None:
             return self.data_dir / "diptych.db"
         scheme, separator, path = self.database_url.partition(":///")
-        if not separator or scheme not in ("sqlite", "sqlite+pysqlite") or not path:
-            raise UsageError("DIPTYCH_DATABASE_URL must be sqlite:///FILE; other databases are not supported yet.")
+        if not separator or scheme not in ("sqlite", "sqlite+pysqlite") or path in ("", ":memory:"):
+            raise UsageError("DIPTYCH_DATABASE_URL must be sqlite:///FILE; others are not supported yet.")
         return Path(path)
 
     def check_exposure(self) -> None:

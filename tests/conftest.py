@@ -55,22 +55,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Service:
     """`diptych serve` in a process of its own."""
 
-    def __init__(self, checkpoint: Path | str, data_dir: Path, **environment: str) -> None:
-        self.environment = {
-            "DIPTYCH_CHECKPOINT": str(checkpoint),
-            "DIPTYCH_DATA_DIR": str(data_dir),
-            **{f"DIPTYCH_{name.upper()}": value for name, value in environment.items()},
-        }
+    def __init__(self, checkpoint: Path | str, data_dir: Path, *, by_option: bool = False, **environment: str) -> None:
+        self.data_dir = data_dir
+        self.environment = {f"DIPTYCH_{name.upper()}": value for name, value in environment.items()}
+        self.options: list[str | Path] = []
+        if by_option:
+            self.options = ["--checkpoint", checkpoint, "--data-dir", data_dir]
+        else:
+            self.environment |= {"DIPTYCH_CHECKPOINT": str(checkpoint), "DIPTYCH_DATA_DIR": str(data_dir)}
         self.start()
 
     def start(self) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.log = Path(self.environment["DIPTYCH_DATA_DIR"]).with_suffix(f".{self.port}.log")
+        self.log = self.data_dir.with_suffix(f".{self.port}.log")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [DIPTYCH, "serve", "--port", str(self.port)],
+                [DIPTYCH, "serve", "--port", str(self.port), *self.options],
                 env={**os.environ, **self.environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pysqlite3
 import pytest
-from conftest import GOLDEN, Serve, assert_problem, diptych, drawings
+from conftest import GOLDEN, Serve, Service, assert_problem, diptych, drawings
 
 ANGELIC, KANNADA = drawings("Angelic/character01"), drawings("Kannada/character02")
 
@@ -61,6 +61,45 @@ def test_several_workers_answer_consistently(serve: Serve) -> None:
             assert (answer["matches"][0]["identity"], answer["gallery_size"]) == (f"i{number}", number + 1)
 
 
+def test_a_taken_port_is_named(serve: Serve, tmp_path: Path) -> None:
+    """In one line, before anything else is done."""
+    taken = serve()
+    done = diptych("serve", "--port", str(taken.port), "--checkpoint", GOLDEN, "--data-dir", tmp_path / "other")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"port {taken.port}" in done.stderr
+
+
+def test_options_reach_every_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given on the command line, not in the environment, they hold in the processes that do the work."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DIPTYCH_DATA_DIR", "DIPTYCH_CHECKPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    service = Service(GOLDEN, tmp_path / "given", by_option=True, workers="2")
+    try:
+        assert service.enroll("a", ANGELIC[0]).status_code == 201
+        assert service.client.get("/checkpoint").json()["embedding_dim"] == 32
+    finally:
+        service.stop()
+    assert not (tmp_path / "data").exists()
+
+
+def test_more_requests_than_may_wait_are_refused_at_once(serve: Serve) -> None:
+    """With 503, a Retry-After, and the others served."""
+    service = serve(concurrency="1", queue_length="0")
+    statuses: list[int] = []
+
+    def ask() -> None:
+        statuses.extend(service.enroll("a", *ANGELIC * 5).status_code for _ in range(8))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(statuses) == {201, 503}
+    assert service.enroll("a", ANGELIC[0]).status_code == 201
+
+
 def test_concurrent_enrolments_are_all_kept(serve: Serve) -> None:
     """Eight writers at once, none loses."""
     service = serve()
@@ -88,9 +127,10 @@ def test_a_gallery_of_another_encoder_is_refused_at_start_and_on_request(
     assert first.enroll("a", ANGELIC[0]).status_code == 201
     assert_problem(second.search(ANGELIC[0]), 409, "model_mismatch")
     assert_problem(second.enroll("a", ANGELIC[1]), 409, "model_mismatch")
+    assert_problem(second.enroll("a", ANGELIC[1], collection="own"), 409, "model_mismatch")
     assert_problem(second.verify(ANGELIC[0], identity="a"), 409, "model_mismatch")
     second.stop()
-    refused = diptych("serve", "--checkpoint", trained, "--data-dir", data)
+    refused = diptych("serve", "--checkpoint", trained, "--data-dir", data, "--port", "0")
     assert refused.returncode == 2
     assert "can't be compared" in refused.stderr and refused.stderr.count("\n") == 1
 
@@ -127,6 +167,9 @@ def test_a_locked_database_is_answered_with_503_and_served_again_afterwards(serv
         ({"DIPTYCH_PORT": "many"}, "DIPTYCH_PORT"),
         ({"DIPTYCH_CHECKPOINT": "nowhere"}, "no checkpoint 'nowhere'"),
         ({"DIPTYCH_DATABASE_URL": "postgresql://x/y"}, "DIPTYCH_DATABASE_URL"),
+        ({"DIPTYCH_DATABASE_URL": "sqlite:///:memory:"}, "DIPTYCH_DATABASE_URL"),
+        ({"DIPTYCH_QUEUE_SECONDS": "inf"}, "DIPTYCH_QUEUE_SECONDS"),
+        ({"DIPTYCH_CHECKPOINT": "x" * 300}, "too long"),
         ({"DIPTYCH_DATA_DIR": "/proc/nowhere"}, "DIPTYCH_DATA_DIR"),
     ],
 )
@@ -134,7 +177,7 @@ def test_a_setting_that_cannot_be_served_ends_with_one_line_and_status_2(
     environment: dict[str, str], words: str
 ) -> None:
     """Not with a traceback, and not with a service that is open to all."""
-    done = diptych("serve", **{"DIPTYCH_CHECKPOINT": str(GOLDEN), **environment})
+    done = diptych("serve", **{"DIPTYCH_CHECKPOINT": str(GOLDEN), "DIPTYCH_PORT": "0", **environment})
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert done.stderr.count("\n") == 1

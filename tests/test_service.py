@@ -275,7 +275,7 @@ def test_a_repeated_request_under_one_idempotency_key_changes_nothing(service: S
     assert_problem(post("b", "k1"), 422, "idempotency_key_reused")
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a\nb", "a\x00b", "x" * 129, "\x7f"])
+@pytest.mark.parametrize("name", ["", "a/b", "a\nb", "a\x00b", "x" * 129, "\x7f", ".", ".."])
 def test_forbidden_names_are_refused(service: Service, name: str) -> None:
     """For identities and for collections."""
     for fields in ({"identity": name}, {"identity": "a", "collection": name}):
@@ -284,11 +284,43 @@ def test_forbidden_names_are_refused(service: Service, name: str) -> None:
         assert response.json()["code"] in ("invalid_name", "invalid_request")
 
 
-@pytest.mark.parametrize("name", ["Ünï ¢ödé 水", "a:b", ".", "x" * 128, "100%", "a?b#c", " "])
+@pytest.mark.parametrize("name", ["Ünï ¢ödé 水", "a:b", "...", "x" * 128, "100%", "a?b#c", " "])
 def test_all_other_names_are_the_callers_own(service: Service, name: str) -> None:
     """They come back as they were given."""
     assert service.enroll(name, A[0], collection="names " + name[:100]).json()["identity"] == name
     assert service.search(A[0], collection="names " + name[:100]).json()["matches"][0]["identity"] == name
+
+
+HOSTILE_METADATA = [r'{"a": "\ud800"}', r'{"\udfff": 1}', '{"a": 1e999}', '{"a": ' + "[" * 40 + "]" * 40 + "}"]
+
+
+@pytest.mark.parametrize("metadata", HOSTILE_METADATA)
+def test_metadata_that_could_not_be_shown_again_is_refused_on_every_way_in(service: Service, metadata: str) -> None:
+    """Lone surrogates, endless numbers, deep nests: stored once, they would break every answer about the identity."""
+    assert_problem(service.enroll("a", A[0], collection="hostile", metadata=metadata), 422, "invalid_metadata")
+    service.enroll("a", A[0], collection="hostile")
+    url = "/collections/hostile/identities/a"
+    headers = {"Content-Type": "application/json"}
+    response = service.client.patch(url, content=f'{{"metadata": {metadata}}}', headers=headers)
+    assert response.status_code == 422 and response.headers["content-type"] == "application/problem+json"
+    assert service.client.get(url).json()["metadata"] == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"treshold": "0.1"}, "no field 'treshold'"),
+        ({"threshold": ["0.1", "0.9"]}, "given 2 times"),
+        ({"threshold": ""}, "is empty"),
+    ],
+)
+def test_a_misspelt_repeated_or_empty_field_is_not_passed_over(
+    service: Service, fields: dict[str, str | list[str]], words: str
+) -> None:
+    """A threshold that was meant and ignored would be a wrong verdict."""
+    files = {"image_a": A[0].read_bytes(), "image_b": A[1].read_bytes()}
+    response = service.client.post("/verify", data=fields, files=files)
+    assert words in assert_problem(response, 422, "invalid_request")["detail"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The commands of training: they parse, call, and print. Only `train` needs PyTorch."""
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
+class Finite(click.FloatRange):
+    """A range of real numbers: what is no number, or endless, is outside of it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
 _quiet = click.option("--quiet", is_flag=True, help="No progress bars.")
 
 
@@ -32,34 +43,34 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress bars.")
 @click.option("--aspect", type=click.Choice(["pad", "stretch", "crop"]), default="pad", show_default=True,
               help="How an image that is no square becomes one.")  # fmt: skip
 @click.option("--embedding-dim", type=click.IntRange(2, 2048), default=128, show_default=True)
-@click.option("--width", type=click.FloatRange(0.1, 4), default=1.0, show_default=True,
+@click.option("--width", type=Finite(0.1, 4), default=1.0, show_default=True,
               help="Channels of the network, as a multiple: 0.5 is about four times as small and fast.")  # fmt: skip
-@click.option("--margin", type=click.FloatRange(0, 2, min_open=True), default=1.0, show_default=True,
+@click.option("--margin", type=Finite(0, 2, min_open=True), default=1.0, show_default=True,
               help="Distance that impostor pairs are pushed to; below 1.41 makes sense.")  # fmt: skip
 @click.option("--impostors", type=click.Choice(["active", "all"]), default="active", show_default=True,
               help="Average the impostor term over pairs inside the margin, or over all.")  # fmt: skip
 @click.option("--identities-per-batch", type=click.IntRange(2), default=48, show_default=True)
 @click.option("--images-per-identity", type=click.IntRange(2), default=4, show_default=True)
-@click.option("--near-share", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+@click.option("--near-share", type=Finite(0, 1), default=0.5, show_default=True,
               help="Share of a batch's identities that comes from few groups (parent folders).")  # fmt: skip
 @click.option("--near-groups", type=click.IntRange(1), default=3, show_default=True, help="How few.")
 @click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), default="adamw", show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True,
+@click.option("--learning-rate", type=Finite(0, min_open=True), default=2e-3, show_default=True,
               help="Its peak, after a warm-up; cosine to zero from there.")  # fmt: skip
-@click.option("--weight-decay", type=click.FloatRange(0), default=0.02, show_default=True)
-@click.option("--ema", type=click.FloatRange(0, 1, max_open=True), default=0.998, show_default=True,
+@click.option("--weight-decay", type=Finite(0), default=0.02, show_default=True)
+@click.option("--ema", type=Finite(0, 1, max_open=True), default=0.998, show_default=True,
               help="Decay of the moving average of the weights; 0 switches it off.")  # fmt: skip
-@click.option("--dropout", type=click.FloatRange(0, 0.9), default=0.0, show_default=True)
+@click.option("--dropout", type=Finite(0, 0.9), default=0.0, show_default=True)
 @click.option("--quarter-turns", is_flag=True, help="A turned identity is another identity (characters, symbols).")
-@click.option("--calibration-share", type=click.FloatRange(0, 0.8), default=0.15, show_default=True,
+@click.option("--calibration-share", type=Finite(0, 0.8), default=0.15, show_default=True,
               help="Share of identities kept from training to choose the threshold.")  # fmt: skip
-@click.option("--test-share", type=click.FloatRange(0, 0.8), default=0.15, show_default=True,
+@click.option("--test-share", type=Finite(0, 0.8), default=0.15, show_default=True,
               help="Share of identities kept from both to measure its error rates.")  # fmt: skip
 @click.option("--split-by", type=click.Choice(["identity", "group"]), default="identity", show_default=True,
               help="Keep out single identities, or whole groups (parent folders).")  # fmt: skip
-@click.option("--target-fmr", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01,
+@click.option("--target-fmr", type=Finite(0, 1, min_open=True, max_open=True), default=0.01,
               show_default=True, help="False-match rate of the default threshold.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads [default: all cores].")
 @_quiet
 def train(data: Path, output: Path, quiet: bool, **options: Any) -> None:
@@ -113,7 +124,11 @@ def evaluate(
 
     if (data is None) == (pairs is None):
         raise UsageError("Give --data FOLDER, or --pairs FILE.csv with --root FOLDER: one of the two.")
+    if data is not None and root is not None:
+        raise UsageError("--root goes with --pairs, not with --data.")
     opened = format_1.load(checkpoint)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     if data is not None:
         result = stage.evaluate_folder(opened, data, progress=not quiet)
     elif pairs is not None and root is not None:
@@ -134,7 +149,6 @@ def evaluate(
     if result.note:
         click.echo(result.note)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         document = {**figures, "model_id": opened.description.model_id, "note": result.note}
         (output / "metrics.json").write_text(json.dumps(document, indent=2) + "\n")
 
@@ -143,9 +157,9 @@ def evaluate(
 @click.argument("checkpoint")
 @click.option("--data", type=FOLDER, required=True, help="Folder tree, one folder per identity.")
 @click.option("--output", type=FOLDER, required=True, help="Directory of the new checkpoint.")
-@click.option("--target-fmr", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01,
+@click.option("--target-fmr", type=Finite(0, 1, min_open=True, max_open=True), default=0.01,
               show_default=True, help="False-match rate of the default threshold.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the two halves.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Draws the two halves.")
 @_quiet
 def calibrate(checkpoint: str, data: Path, output: Path, target_fmr: float, seed: int, quiet: bool) -> None:
     """Measure thresholds and error rates of CHECKPOINT anew, on images like those it will judge.
@@ -170,10 +184,14 @@ def embed(checkpoint: str, folder: Path, output: Path, quiet: bool) -> None:
     from training import evaluate as stage
 
     encoder = stage.open_encoder(format_1.load(checkpoint))
-    paths, embeddings_ND, skipped = stage.embed_folder(encoder, folder, progress=not quiet)
+    if output.is_dir():
+        raise UsageError(f"{output} is a directory. Give the name of a file.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file:
+    unfinished = output.with_name(output.name + ".tmp")
+    with unfinished.open("wb") as file:
+        paths, embeddings_ND, skipped = stage.embed_folder(encoder, folder, progress=not quiet)
         np.savez(file, paths=np.array(paths, dtype=np.str_), embeddings=embeddings_ND)
+    unfinished.replace(output)
     click.echo(f"{len(paths):,} embeddings in {output}; {skipped:,} files skipped that are no image")
 
 

@@ -24,7 +24,7 @@ SplitName = Literal["train", "calibration", "test"]
 IN_MEMORY_BYTES = 2**30
 # One's own files, however large: a scan may well exceed what a stranger may upload.
 MAX_BYTES = 2**30
-MAX_PIXELS = 400_000_000
+MAX_PIXELS = 178_956_970  # beyond it Pillow refuses by itself
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Dataset:
         return np.flatnonzero(np.isin(self.identity_N, identities))
 
 
-def image_files(root: Path) -> list[Path]:
-    """Every file below `root` that is not hidden, sorted. Whether it is an image, its bytes will say."""
+def image_files(root: Path, *, hidden: bool = False) -> list[Path]:
+    """Every file below `root`, sorted, hidden ones on request. Whether it is an image, its bytes will say."""
     if not root.is_dir():
         raise UsageError(f"{root} is no folder. Give a folder tree with one folder of images per identity.")
 
     def visible(path: Path) -> bool:
-        return not any(part.startswith(".") for part in path.relative_to(root).parts)
+        return hidden or not any(part.startswith(".") for part in path.relative_to(root).parts)
 
     return sorted(path for path in root.rglob("*") if visible(path) and path.is_file())
 
@@ -73,7 +73,7 @@ def decode_file(path: Path, to: Preprocessing) -> tuple[ImageU8, str] | None:
             return None
         data = path.read_bytes()
         pixels = decode(data, to, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS, formats=FOLDER_FORMATS)
-    except (ImageError, OSError):
+    except (ImageError, OSError, ValueError):  # ValueError: a path that can't be one
         return None
     return pixels, hashlib.sha256(data).hexdigest()
 
@@ -201,3 +201,15 @@ def guess_shape(root: Path, size: int | None, channels: Literal[1, 3] | None) ->
             sides.append(max(image.size))
         colour = colour or bool(np.ptp(decoded[0].astype(np.int16), axis=2).max() > 16)
     return size or (128 if sides and np.median(sides) > 160 else 64), channels or (3 if colour else 1)
+
+
+def new_directory(path: Path) -> None:
+    """Make the directory of a new checkpoint. Raises `UsageError` if it holds something or can't be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as problem:
+        raise UsageError(f"{path} can't be written: {problem.strerror}. Give another directory.") from None
+    if any(path.iterdir()):
+        raise UsageError(f"{path} exists and is not empty. Give a new directory, so that nothing is lost.")

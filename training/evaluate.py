@@ -18,7 +18,15 @@ from app.errors import UsageError
 from app.image import ImageU8
 from app.matching import EmbeddingsF32, distances
 from training import calibration
-from training.dataset import Dataset, decode_file, decode_files, image_files, read_dataset, split_identities
+from training.dataset import (
+    Dataset,
+    decode_file,
+    decode_files,
+    image_files,
+    new_directory,
+    read_dataset,
+    split_identities,
+)
 from training.pairs import Int, PairCounts, count_listed_pairs, count_pairs
 
 BATCH = 32
@@ -47,7 +55,7 @@ def embed_images(encoder: Encoder, images_NHWC: ImageU8, *, progress: bool = Tru
 
 def embed_folder(encoder: Encoder, root: Path, *, progress: bool = True) -> tuple[list[str], EmbeddingsF32, int]:
     """Relative paths and embeddings of every image below `root`, and how many files were no image."""
-    files = image_files(root)
+    files = image_files(root, hidden=True)
     paths: list[str] = []
     batch: list[ImageU8] = []
     parts = [np.empty((0, encoder.embedding_dim), dtype=np.float32)]
@@ -144,8 +152,7 @@ def calibrate(
     Half of its identities choose the threshold, the other half measure it. On the training folder only the
     identities that training never saw take part. Raises `UsageError` with fewer than four identities.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} exists and is not empty. Give a new directory, so that nothing is lost.")
+    new_directory(output)
     old = checkpoint.description
     encoder = open_encoder(checkpoint)
     dataset = read_dataset(root, encoder.preprocessing, progress=progress)
@@ -171,12 +178,13 @@ def calibrate(
         images=len(measured),
     )
 
-    output.mkdir(parents=True, exist_ok=True)
     for name in (format_1.ONNX, format_1.WEIGHTS):
         shutil.copyfile(checkpoint.directory / name, output / name)
     np.savez_compressed(output / format_1.CALIBRATION, **found.curves)  # type: ignore[arg-type]
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
-    description = old.model_copy(update={"name": output.name, "created_at": created_at, **found.fields})
+    description = old.model_copy(
+        update={"name": format_1.printable(output.name), "created_at": created_at, **found.fields}
+    )
     return format_1.seal(output, description)
 
 

@@ -30,7 +30,7 @@ def fit(
     recipe: Recipe,
     *,
     progress: bool = True,
-) -> tuple[CompactEncoder, list[dict[str, float]]]:
+) -> tuple[CompactEncoder, list[dict[str, Any]]]:
     """The loop: batches, loss, step. Returns the moving average of the weights, and one row per epoch.
 
     Validation is over all pairs of `validation_N`, images of identities that are not trained on.
@@ -65,7 +65,7 @@ def fit(
     )
     identity_B = torch.arange(balance.identities).repeat_interleave(balance.images)
 
-    history: list[dict[str, float]] = []
+    history: list[dict[str, Any]] = []
     bar = tqdm(total=total_steps, unit="step", disable=not progress, smoothing=0.05)
     bar.set_description("training")
     for epoch in range(1, recipe.epochs + 1):
@@ -101,20 +101,20 @@ def fit(
         bar.set_postfix(
             loss=f"{row['train_loss']:.4f}",
             validation_loss=f"{row['validation_loss']:.4f}",
-            validation_eer=f"{row['validation_eer']:.2%}",
+            validation_eer="-" if row["validation_eer"] is None else f"{row['validation_eer']:.2%}",
         )
     bar.close()
     return averaged, history
 
 
-def _validate(network: CompactEncoder, dataset: Dataset, of: Int, margin: float) -> dict[str, float]:
+def _validate(network: CompactEncoder, dataset: Dataset, of: Int, margin: float) -> dict[str, Any]:
     embeddings_ND = embed(network, dataset.images_NHWC[of])
     counts = count_pairs(embeddings_ND, dataset.identity_N[of], dataset.group_N[of])
     eer, _ = calibration.equal_error_rates(counts)
     return {
         "validation_loss": calibration.contrastive_loss(counts, margin),
         "validation_accuracy": calibration.verification_accuracy(counts),
-        "validation_eer": float("nan") if eer is None else eer,
+        "validation_eer": eer,
     }
 
 

@@ -39,7 +39,7 @@ def _figure(columns: int) -> tuple[Figure, list[Axes]]:
 
 
 @matplotlib.rc_context(STYLE)
-def learning(history: Sequence[dict[str, float]]) -> Figure:
+def learning(history: Sequence[dict[str, Any]]) -> Figure:
     """Loss in training and validation, and validation accuracy and EER, over epochs."""
     epochs = [row["epoch"] for row in history]
     figure, (left, right) = _figure(2)
@@ -131,7 +131,7 @@ def projection(embeddings_ND: EmbeddingsF32, identity_N: Int, images_NHWC: Image
     figure, axes = _figure(2)
     figure.set_size_inches(11, 5.2)
     colours = matplotlib.colormaps["tab20"](np.linspace(0, 1, 20))
-    perplexity = min(30.0, max(2.0, (len(some) - 1) / 4))
+    perplexity = min(30.0, max(1.0, (len(some) - 1) / 4))
     flat = {
         "PCA": PCA(2, random_state=seed).fit_transform(points),
         "t-SNE": TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points),

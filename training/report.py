@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ def write(
     directory: Path,
     description: Description,
     *,
-    history: Sequence[dict[str, float]],
+    history: Sequence[dict[str, Any]],
     counts: PairCounts,
     embeddings_ND: EmbeddingsF32,
     identity_N: Int,
@@ -49,11 +50,12 @@ def write(
         rows.writerows((identity, split) for split, names in splits.items() for identity in names)
     page = Environment(loader=PackageLoader("training"), autoescape=True).get_template("report.html")
     (directory / "index.html").write_text(
-        page.render(
+        encoding="utf-8",
+        data=page.render(
             checkpoint=description,
             metrics=figures_of_test,
             pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
-        )
+        ),
     )
 
 

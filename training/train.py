@@ -13,10 +13,9 @@ import torch
 
 from app import checkpoint as format_1
 from app.checkpoint import Architecture, DatasetFacts, Description, Split
-from app.errors import UsageError
 from app.image import Preprocessing
 from training import calibration, report
-from training.dataset import Dataset, guess_shape, read_dataset, split_identities
+from training.dataset import Dataset, guess_shape, new_directory, read_dataset, split_identities
 from training.export import check_parity, embed, weights_of, write_encoder
 from training.fit import fit
 from training.network import build
@@ -30,8 +29,6 @@ def train(data: Path, output: Path, recipe: Recipe, *, progress: bool = True) ->
     Raises `UsageError` for data or an output that can't be used, `TrainingFailed` where training diverges
     or the exported encoder is not the trained one.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} exists and is not empty. Give a new directory, so that nothing is lost.")
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     torch.manual_seed(recipe.seed)
     started = time.monotonic()
@@ -49,7 +46,7 @@ def train(data: Path, output: Path, recipe: Recipe, *, progress: bool = True) ->
     )
     images = {name: dataset.images_of(identities) for name, identities in splits.items()}
 
-    output.mkdir(parents=True, exist_ok=True)  # before the long part, so that it can't fail after it
+    new_directory(output)  # before the long part, so that it can't fail after it
     architecture = _architecture(dataset, images["train"], recipe)
     network = build(architecture)
     averaged, history = fit(network, dataset, splits["train"], images["calibration"], recipe, progress=progress)
@@ -74,7 +71,7 @@ def train(data: Path, output: Path, recipe: Recipe, *, progress: bool = True) ->
 
     weights = {name: tensor.numpy() for name, tensor in weights_of(averaged).items()}
     description = Description(
-        name=output.name,
+        name=format_1.printable(output.name),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         model_id=format_1.model_id(weights, architecture, preprocessing),
         architecture=architecture,
@@ -101,6 +98,7 @@ def train(data: Path, output: Path, recipe: Recipe, *, progress: bool = True) ->
             "pillow": version("pillow"),
         },
     )
+    sealed = format_1.seal(output, description)
     report.write(
         output / "report",
         description,
@@ -111,7 +109,7 @@ def train(data: Path, output: Path, recipe: Recipe, *, progress: bool = True) ->
         images_NHWC=dataset.images_NHWC[images["test"]],
         splits={name: [dataset.identities[i] for i in splits[name]] for name in splits},
     )
-    return format_1.seal(output, description)
+    return sealed
 
 
 def _architecture(dataset: Dataset, train_N: Int, recipe: Recipe) -> Architecture:

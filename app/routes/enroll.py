@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, File, Form, Header, UploadFile
 
 from app import gallery, idempotency
-from app.dependencies import DatabaseDep, DescriptionDep, PipelineDep, SettingsDep, refuse_empty_names
+from app.dependencies import DatabaseDep, DescriptionDep, PipelineDep, SettingsDep, strict_form
 from app.errors import ImageError, NothingEnrolled, TooManyImages
 from app.gallery import NewReference
 from app.schemas import CollectionForm, EnrollAnswer, IdentityForm, parse_metadata
 
-router = APIRouter(tags=["gallery"], dependencies=[Depends(refuse_empty_names)])
+router = APIRouter(tags=["gallery"], dependencies=[Depends(strict_form)])
 
 FILENAME_LENGTH = 255
 

@@ -5,12 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 
 from app import gallery
-from app.dependencies import DatabaseDep, DescriptionDep, IndexDep, MetricsDep, PipelineDep, refuse_empty_names
+from app.dependencies import DatabaseDep, DescriptionDep, IndexDep, MetricsDep, PipelineDep, strict_form
 from app.errors import NotSupported
 from app.matching import choose_threshold, decide
 from app.schemas import CollectionForm, Match, SearchAnswer, ThresholdForm
 
-router = APIRouter(tags=["gallery"], dependencies=[Depends(refuse_empty_names)])
+router = APIRouter(tags=["gallery"], dependencies=[Depends(strict_form)])
 
 # A reference found may be deleted before its name is read; the search is then repeated.
 ATTEMPTS = 5
@@ -43,7 +43,7 @@ def search(
     )
     with database.read() as connection:
         key = gallery.collection_key(connection, collection)
-        gallery.check_model(connection, key, description.model_id)
+        gallery.check_model(connection, description.model_id)
     (probe,) = pipeline.embed(("image", image))
     for attempt in range(ATTEMPTS):
         hits = index.search(key, probe.embedding_D, top_k)

@@ -5,12 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 
 from app import gallery
-from app.dependencies import DatabaseDep, DescriptionDep, MetricsDep, PipelineDep, refuse_empty_names
+from app.dependencies import DatabaseDep, DescriptionDep, MetricsDep, PipelineDep, strict_form
 from app.errors import ConflictingFields, InvalidRequest
 from app.matching import choose_threshold, decide, distance, distances
 from app.schemas import ClaimForm, CollectionForm, EmbedAnswer, ThresholdForm, VerifyAnswer
 
-router = APIRouter(tags=["verification"], dependencies=[Depends(refuse_empty_names)])
+router = APIRouter(tags=["verification"], dependencies=[Depends(strict_form)])
 
 IMAGE = "JPEG, PNG, WebP, GIF, BMP or TIFF; bytes decide, not the name."
 

@@ -92,6 +92,14 @@ def test_a_newer_format_version_is_refused_by_name(copied: Path) -> None:
         format_1.load(copied)
 
 
+def test_a_description_without_hashes_is_refused(copied: Path) -> None:
+    """By name too."""
+    path = copied / "checkpoint.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json is altered"):
+        format_1.load(copied)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"a": 1}', "[" * 100_000])
 def test_a_damaged_description_is_refused(copied: Path, text: str) -> None:
     """Whatever it holds."""

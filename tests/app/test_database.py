@@ -61,7 +61,7 @@ def test_a_gallery_of_a_newer_diptych_is_refused(database: Database) -> None:
     """Rather than guessed at."""
     with database.write() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(UsageError, match="schema 9999"):
+    with pytest.raises(UsageError, match="schema '9999'"):
         database.migrate()
 
 

@@ -22,7 +22,7 @@ from app.errors import (
     TooManyPixels,
     UnsupportedFormat,
 )
-from app.image import SERVED_FORMATS, Preprocessing, decode
+from app.image import SERVED_FORMATS, Preprocessing, _depth, decode
 
 GREY = Preprocessing(height=48, width=48, channels=1, aspect="pad")
 COLOUR = Preprocessing(height=48, width=64, channels=3, aspect="stretch")
@@ -157,6 +157,27 @@ def test_crop_keeps_the_middle_undistorted() -> None:
     image.paste(200, (25, 0, 75, 50))
     pixels = decode(encoded(image, "PNG"), Preprocessing(40, 40, 1, "crop"))
     assert (pixels[:, 1:-1] == 200).all()
+
+
+def test_an_image_of_one_endless_row_is_refused() -> None:
+    """Few pixels more than a photo has, at many times its cost."""
+    with pytest.raises(TooManyPixels, match="65,535 pixels a side"):
+        decode(encoded(Image.new("1", (1, 70_000)), "PNG"), GREY)
+
+
+def test_twelve_bits_are_scaled_as_twelve() -> None:
+    """A TIFF that says 12 bits a channel is not a nearly black one of 16."""
+    ramp = Image.fromarray(np.tile(np.linspace(0, 4095, 64, dtype=np.uint16), (48, 1)))
+    image = decode(encoded(ramp, "TIFF"), Preprocessing(48, 64, 1, "stretch"))
+    assert image.max() < 16, "as 16 bits"
+    data = bytearray(encoded(ramp, "TIFF"))
+    entry = struct.pack("<HHI", 258, 3, 1)
+    at = data.index(entry) + len(entry)
+    assert struct.unpack_from("<H", data, at) == (16,)
+    opened = Image.open(io.BytesIO(data))
+    opened.load()
+    opened.tag_v2[258] = (12,)
+    assert _depth(opened) == 12
 
 
 def test_an_empty_file_is_named() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -97,6 +98,10 @@ def test_too_few_calibration_identities_fall_back_to_half_the_margin(tmp_path: P
         ([BACKGROUND, "--output", "out", "--epochs", "0"], "--epochs"),
         ([BACKGROUND, "--output", BACKGROUND], "not empty"),
         ([BACKGROUND, "--output", "out", "--optimizer", "magic"], "adamw"),
+        ([BACKGROUND, "--output", "out", "--learning-rate", "nan"], "no finite number"),
+        ([BACKGROUND, "--output", "out", "--margin", "inf"], "--margin"),
+        ([BACKGROUND, "--output", "/proc/nowhere/out"], "can't be written"),
+        (["x" * 300, "--output", "out"], "too long"),
     ],
 )
 def test_mistakes_end_with_one_line_and_status_2(
@@ -220,18 +225,52 @@ def test_calibrate_keeps_the_encoder_and_measures_anew(trained: Path, tmp_path: 
     assert refused.returncode == 2 and "not empty" in refused.stderr
 
 
+def test_folder_names_that_are_no_unicode_and_tiny_splits_still_make_a_checkpoint(tmp_path: Path) -> None:
+    """Eight identities of one image each, one of them named by a camera from another century."""
+    for number, path in enumerate(drawings("Angelic/character01") + drawings("Kannada/character02")[:2]):
+        name = os.fsdecode(b"caf\xe9") if number == 3 else f"i{number}"
+        (tmp_path / "data" / name).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "data" / name / "one.png")
+    options = ("--calibration-share", "0.3", "--test-share", "0.3", "--epochs", "1", "--width", "0.25")
+    output = tmp_path / "out"
+    done = diptych("train", tmp_path / "data", "--output", output, *options, "--image-size", "16", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert format_1.load(output).description.threshold_source == "margin"
+    assert "NaN" not in (output / "report" / "metrics.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("embed", GOLDEN, EVALUATION, "--output", "/proc/nowhere/e.npz"),
+        ("embed", GOLDEN, EVALUATION, "--output", EVALUATION),
+        ("evaluate", GOLDEN, "--data", EVALUATION, "--output", GOLDEN / "checkpoint.json"),
+        ("calibrate", GOLDEN, "--data", EVALUATION, "--output", GOLDEN / "checkpoint.json" / "x"),
+        ("evaluate", GOLDEN, "--data", EVALUATION, "--root", EVALUATION),
+        ("evaluate", GOLDEN / "checkpoint.json", "--data", EVALUATION),
+        ("evaluate", GOLDEN),
+    ],
+)
+def test_outputs_that_cannot_be_written_end_with_one_line(arguments: tuple[str | Path, ...]) -> None:
+    """And status 2, before the work."""
+    done = diptych(*arguments, "--quiet")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_embed_writes_paths_and_embeddings_and_counts_what_is_no_image(tmp_path: Path) -> None:
     """As the service would embed them."""
     folder = tmp_path / "images"
     shutil.copytree(EVALUATION / "Angelic", folder / "Angelic")
     (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.png").write_bytes(drawings("Angelic/character01")[0].read_bytes())
     done = diptych("embed", GOLDEN, folder, "--output", tmp_path / "e.npz", "--quiet")
     assert done.returncode == 0, done.stderr
     assert "1 files skipped" in done.stdout
     with np.load(tmp_path / "e.npz", allow_pickle=False) as arrays:
         paths, embeddings = arrays["paths"], arrays["embeddings"]
-    assert paths.dtype.kind == "U" and len(paths) == 30
-    assert paths[0] == "Angelic/character01/0965_01.png"
+    assert paths.dtype.kind == "U" and len(paths) == 31
+    assert paths[:2].tolist() == [".hidden.png", "Angelic/character01/0965_01.png"]
     encoder = Encoder(format_1.load(GOLDEN))
     pixels = decode((folder / str(paths[7])).read_bytes(), encoder.preprocessing)
     assert np.allclose(embeddings[7], encoder.embed(pixels[None])[0], atol=1e-5)

@@ -41,7 +41,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("identity_key", "image_sha256"),
         sqlite_autoincrement=True,
     )
-    op.create_index("reference_by_collection", "reference", ["collection_key", "model_id"])
+    op.create_index("reference_by_collection", "reference", ["collection_key"])
+    op.create_index("reference_by_model", "reference", ["model_id"])
     op.create_table(
         "change",
         sa.Column("sequence", sa.Integer, primary_key=True),
