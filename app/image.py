@@ -167,11 +167,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return Image.fromarray((wide >> (_depth(image) - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UnsupportedFormat("The image has 32-bit pixels, whose scale is unknown. Send 8 or 16 bits a channel.")
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    return image.convert("RGB")
+    wanted = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
+    # Converting to the mode that it has would copy what may be hundreds of megabytes.
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _depth(image: Image.Image) -> int:

@@ -62,11 +62,16 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     if any(one["type"] == "json_invalid" for one in error.errors()):
         return problem(InvalidRequest("The body is not valid JSON."), request.scope)
+    if any("UploadFile" in one["msg"] for one in error.errors()):
+        names = ", ".join(str(one["loc"][-1]) for one in error.errors() if "UploadFile" in one["msg"])
+        return problem(InvalidRequest(f"{names}: a file is expected; with curl, -F {names}=@path."), request.scope)
     wrong = [
         {"field": ".".join(str(part) for part in one["loc"][1:]) or str(one["loc"][0]), "message": one["msg"]}
         for one in error.errors()
     ]
     detail = "; ".join(f"{one['field']}: {one['message']}" for one in wrong[:5])
+    if request.method == "POST" and not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        detail += ". Images and fields are sent as multipart/form-data."
     return problem(InvalidRequest(detail, errors=wrong[:20]), request.scope)
 
 

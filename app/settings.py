@@ -1,6 +1,7 @@
 """Every setting, read from the environment with the prefix `DIPTYCH_`."""
 
 import ipaddress
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import UsageError
 from app.image import MAX_BYTES, MAX_PIXELS
+
+log = logging.getLogger("uvicorn.error")
 
 
 class Settings(BaseSettings):
@@ -74,6 +77,10 @@ class Settings(BaseSettings):
 
 def read_settings(**given: object) -> Settings:
     """Settings from the environment, overridden by what is given. Raises `UsageError` naming the wrong one."""
+    known = {f"DIPTYCH_{name.upper()}" for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        if name.startswith("DIPTYCH_") and name.upper() not in known:
+            log.warning("%s is no setting of this version, and ignored", name)
     try:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as problem:

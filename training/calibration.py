@@ -77,7 +77,7 @@ def rates_at(counts: PairCounts, threshold: float) -> dict[str, Any]:
         int(bins.sum()) for bins in (counts.impostor_count_G, counts.genuine_count_G, counts.same_group_count_G)
     )
     return {
-        "fmr": float(counts.fmr_G[index]) if impostors else None,
+        "fmr": min(float(counts.fmr_G[index]), 1.0) if impostors else None,
         "fnmr": float(counts.fnmr_G[index]) if genuine else None,
         "same_group_fmr": float(counts.same_group_fmr_G[index]) if near else None,
         "impostor_pairs": impostors,

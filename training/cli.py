@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from app import checkpoint as format_1
-from app.checkpoint import Description
+from app.checkpoint import Checkpoint
 from app.errors import UsageError
 
 FOLDER = click.Path(path_type=Path)
@@ -95,7 +95,7 @@ def train(data: Path, output: Path, quiet: bool, **options: Any) -> None:
         options["channels"] = int(options["channels"])
     recipe = Recipe(**{field.name: options[field.name] for field in fields(Recipe) if field.name in options})
     checkpoint = run(data, output, recipe, progress=not quiet)
-    _print_points(checkpoint.description)
+    _print_points(checkpoint)
     click.echo(f"\ncheckpoint {output}, report {output / 'report' / 'index.html'}")
 
 
@@ -170,7 +170,7 @@ def calibrate(checkpoint: str, data: Path, output: Path, target_fmr: float, seed
 
     opened = format_1.load(checkpoint)
     result = stage.calibrate(opened, data, output, target_fmr=target_fmr, seed=seed, progress=not quiet)
-    _print_points(result.description)
+    _print_points(result)
     click.echo(f"\ncheckpoint {output}")
 
 
@@ -195,7 +195,8 @@ def embed(checkpoint: str, folder: Path, output: Path, quiet: bool) -> None:
     click.echo(f"{len(paths):,} embeddings in {output}; {skipped:,} files skipped that are no image")
 
 
-def _print_points(description: Description) -> None:
+def _print_points(checkpoint: Checkpoint) -> None:
+    description = checkpoint.description
     click.echo("\ntarget FMR   threshold   FMR measured   FNMR measured   false matches")
     for point in description.operating_points:
         if point.supported and point.threshold is not None:
@@ -210,6 +211,11 @@ def _print_points(description: Description) -> None:
         f"measured on {facts.identities} unseen identities, {facts.genuine_pairs:,} genuine and "
         f"{facts.impostor_pairs:,} impostor pairs; EER {_percent(facts.eer)}"
     )
-    click.echo(f"threshold {description.threshold:.4f}, from {description.threshold_source}")
+    curves = checkpoint.curves()
+    at = int(np.searchsorted(curves["distance"], description.threshold + 1e-7, side="right")) - 1
+    click.echo(
+        f"threshold {description.threshold:.4f}, from {description.threshold_source}: "
+        f"FMR {_percent(float(curves['fmr_all_1'][at]))}, FNMR {_percent(float(curves['fnmr_all_1'][at]))} measured"
+    )
     if facts.note:
         click.echo(facts.note)

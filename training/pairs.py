@@ -51,8 +51,9 @@ class PairCounts:
     @property
     def fnmr_G(self) -> Float:
         """Share of genuine pairs called dissimilar at each threshold of the grid."""
-        missed_G: Float = self.genuine_weight_G.sum() - np.cumsum(self.genuine_weight_G)
-        return np.clip(missed_G, 0, 1)
+        # summed from the far end, so that no error left is exactly zero
+        beyond_G: Float = np.cumsum(self.genuine_weight_G[::-1])[::-1]
+        return np.append(beyond_G[1:], 0.0)
 
 
 def grid_index(distances: Float) -> Int:

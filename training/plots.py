@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.ticker import MaxNLocator
 from scipy.special import ndtri
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -54,6 +55,8 @@ def learning(history: Sequence[dict[str, Any]]) -> Figure:
     left.plot(
         epochs, [row["validation_loss"] for row in history], color=NEAR, label="validation (all pairs)", marker=marker
     )
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(title="Contrastive loss", xlabel="epoch")
     left.set_ylim(bottom=0)
     left.legend()
@@ -104,19 +107,20 @@ def error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
         det.plot(*(ndtri(np.clip(c[index], floor, 1 - floor)) for c in (fmr_G, counts.fnmr_G)), "o", color=colour)
         roc.plot(100 * fmr_G, 100 * (1 - counts.fnmr_G), color=colour, label=name)
         roc.plot(100 * fmr_G[index], 100 * (1 - counts.fnmr_G[index]), "o", color=colour)
-    ticks = np.array([0.0001, 0.001, 0.01, 0.05, 0.2, 0.5])
+    ticks = np.array([0.0001, 0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.99])
     labels = [f"{100 * tick:g}" for tick in ticks]
     det.set_xticks(ndtri(ticks), labels)
     det.set_yticks(ndtri(ticks), labels)
-    edges = ndtri(np.array([5e-5, 0.6]))
+    weak = max(counts.fmr_G[index], counts.fnmr_G[index]) > 0.5  # show all of a bad trade, the corner of a good one
+    edges = ndtri(np.array([5e-5, 0.9999 if weak else 0.6]))
     det.set(title="DET (dot: the threshold)", xlabel="FMR, %", ylabel="FNMR, %", xlim=edges, ylim=edges)
     det.legend()
     roc.set(
         title="ROC",
         xlabel="FMR, %",
         ylabel="genuine pairs called similar, %",
-        xlim=(-1, 40),
-        ylim=(40, 100.5),
+        xlim=(-1, 101 if weak else 40),
+        ylim=(-1 if weak else 40, 100.5),
     )
     return figure
 
