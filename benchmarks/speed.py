@@ -45,7 +45,7 @@ def measure(name: str, images: list[Path]) -> Speed:
     data = [one for path in images if _usable(one := path.read_bytes(), encoder)]
     pairs = [(data[i], data[(i + 1) % len(data)]) for i in range(len(data))]
     with tempfile.TemporaryDirectory() as directory:
-        process, port, ready = _serve(name, directory)
+        process, port, ready = serve(name, directory)
         try:
             loops, services, latencies = [], [], []
             for _ in range(REPEATS):
@@ -53,7 +53,7 @@ def measure(name: str, images: list[Path]) -> Speed:
                 rate, taken = _requests(port, pairs)
                 services.append(rate)
                 latencies += taken
-            resident = _resident_mib(process.pid)
+            resident = status_mib(process.pid, "VmRSS")
         finally:
             process.terminate()
             process.wait(10)
@@ -124,7 +124,8 @@ def _body(a: bytes, b: bytes) -> bytes:
     return head % b"image_a" + a + b"\r\n" + head % b"image_b" + b + b"\r\n--x--\r\n"
 
 
-def _serve(name: str, directory: str) -> tuple[subprocess.Popen[bytes], int, float]:
+def serve(name: str, directory: str) -> tuple[subprocess.Popen[bytes], int, float]:
+    """A running service, its port, and the seconds from its start until it was ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -147,8 +148,9 @@ def _serve(name: str, directory: str) -> tuple[subprocess.Popen[bytes], int, flo
             time.sleep(0.01)
 
 
-def _resident_mib(pid: int) -> float:
+def status_mib(pid: int, field: str) -> float:
+    """A figure of the kernel's about a process (`VmRSS` now, `VmHWM` its peak), in MiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+        if line.startswith(field):
             return int(line.split()[1]) / 1024
     return float("nan")
