@@ -4,6 +4,7 @@ Array axes, here and in every room: N images, B images of a batch, H x W pixels,
 """
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,14 +57,27 @@ class Dataset:
 
 
 def image_files(root: Path, *, hidden: bool = False) -> list[Path]:
-    """Every file below `root`, sorted, hidden ones on request. Whether it is an image, its bytes will say."""
+    """Every file below `root`, sorted, hidden ones on request. Whether it is an image, its bytes will say.
+
+    Links to folders are followed, each folder once. Raises `UsageError` for a folder that can't be read.
+    """
     if not root.is_dir():
         raise UsageError(f"{root} is no folder. Give a folder tree with one folder of images per identity.")
 
-    def visible(path: Path) -> bool:
-        return hidden or not any(part.startswith(".") for part in path.relative_to(root).parts)
+    def refuse(problem: OSError) -> None:
+        raise UsageError(f"The folder {problem.filename} can't be read: {problem.strerror}.")
 
-    return sorted(path for path in root.rglob("*") if visible(path) and path.is_file())
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if hidden or not name.startswith("."))
+        found += [Path(folder, name) for name in names if hidden or not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
 
 
 def decode_file(path: Path, to: Preprocessing) -> tuple[ImageU8, str] | None:

@@ -47,6 +47,14 @@ def test_what_is_no_image_is_skipped_and_counted(tmp_path: Path) -> None:
     assert (len(found), len(found.identities), found.skipped) == (100, 10, 3)
 
 
+def test_linked_folders_are_identities_and_loops_end(tmp_path: Path) -> None:
+    """Data sets are often assembled of links; a link to a folder above it is not followed for ever."""
+    (tmp_path / "alpha").symlink_to(BACKGROUND / "Greek" / "character01")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    found = read_dataset(tmp_path, SMALL, progress=False)
+    assert (found.identities, len(found)) == (["alpha"], 10)
+
+
 def test_the_fingerprint_names_paths_and_bytes(dataset: Dataset, tmp_path: Path) -> None:
     """The same tree elsewhere has the same; one image moved has another."""
     copy = Path(shutil.copytree(BACKGROUND, tmp_path / "copy"))
