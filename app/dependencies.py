@@ -87,7 +87,7 @@ async def strict_form(request: Request) -> None:
     An empty `collection` would become the default one, a `treshold` the checkpoint's own.
     """
     form = await request.form()
-    known = {field.alias: field for field in request.scope["route"].dependant.body_params}
+    known = [field.alias for field in request.scope["route"].dependant.body_params]
     for name in form:
         if name not in known:
             raise InvalidRequest(f"There is no field {name[:40]!r} here. Fields: {', '.join(known)}.")

@@ -28,16 +28,13 @@ LARGE_BLOCK = 2**20
 
 def create_app(settings: Settings, resources: Resources | None = None) -> FastAPI:
     """The application. Its lifespan opens the resources, unless they were opened before it."""
-    held: list[Resources] = []
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         with nullcontext(resources) if resources else opened(settings) as current:
-            held.append(current)
             current.encoder.warm_up()
             current.ready = True
             yield {"resources": current}
-            held.clear()
 
     # The documentation's scripts come from the package: a service on a closed network has its /docs too.
     app: FastAPI = FastAPIOffline(
@@ -53,7 +50,7 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
     for room in (verify, enroll, search, collections, service):
         app.include_router(room.router)
     app.add_middleware(BodyLimit, limit=lambda path: body_limit(settings, path))
-    app.add_middleware(Counted, metrics=lambda: held[0].metrics if held else None)
+    app.add_middleware(Counted)
     app.add_middleware(Outermost)
     return app
 

@@ -10,8 +10,8 @@ import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.dependencies import Resources
 from app.errors import DiptychError, RequestTooLarge
-from app.metrics import Metrics
 from app.problems import problem
 
 log = logging.getLogger("uvicorn.error")
@@ -58,9 +58,8 @@ class Outermost:
 class Counted:
     """Counts answers and times them, by route as declared, so that names in paths are no labels."""
 
-    def __init__(self, app: ASGIApp, metrics: Callable[[], Metrics | None]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,13 +76,12 @@ class Counted:
         try:
             await self.app(scope, receive, send_and_note)
         finally:
-            metrics = self.metrics()
-            if metrics is not None:
-                route = getattr(scope.get("route"), "path", "none")
-                # A caller may invent methods; series are kept for ever.
-                method = scope["method"] if scope["method"] in METHODS else "other"
-                metrics.requests.labels(method, route, status).inc()
-                metrics.seconds.labels(method, route).observe(time.perf_counter() - started)
+            resources: Resources = scope["state"]["resources"]
+            route = getattr(scope.get("route"), "path", "none")
+            # A caller may invent methods; series are kept for ever.
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            resources.metrics.requests.labels(method, route, status).inc()
+            resources.metrics.seconds.labels(method, route).observe(time.perf_counter() - started)
 
 
 class BodyLimit:

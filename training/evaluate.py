@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,6 @@ from app.matching import EmbeddingsF32, distances
 from training import calibration
 from training.dataset import (
     Dataset,
-    decode_file,
     decode_files,
     image_files,
     new_directory,
@@ -53,22 +53,28 @@ def embed_images(encoder: Encoder, images_NHWC: ImageU8, *, progress: bool = Tru
     return np.concatenate(parts)
 
 
-def embed_folder(encoder: Encoder, root: Path, *, progress: bool = True) -> tuple[list[str], EmbeddingsF32, int]:
-    """Relative paths and embeddings of every image below `root`, and how many files were no image."""
-    files = image_files(root, hidden=True)
-    paths: list[str] = []
+def embed_files(encoder: Encoder, files: Sequence[Path], *, progress: bool = True) -> tuple[list[Path], EmbeddingsF32]:
+    """Those of the files that are images, in order, and their embeddings `[N, D]`."""
+    paths: list[Path] = []
     batch: list[ImageU8] = []
     parts = [np.empty((0, encoder.embedding_dim), dtype=np.float32)]
     for path, decoded in decode_files(files, encoder.preprocessing, progress=progress):
         if decoded is not None:
-            paths.append(path.relative_to(root).as_posix())
+            paths.append(path)
             batch.append(decoded[0])
         if len(batch) == BATCH:
             parts.append(encoder.embed(np.stack(batch)))
             batch.clear()
     if batch:
         parts.append(encoder.embed(np.stack(batch)))
-    return paths, np.concatenate(parts), len(files) - len(paths)
+    return paths, np.concatenate(parts)
+
+
+def embed_folder(encoder: Encoder, root: Path, *, progress: bool = True) -> tuple[list[str], EmbeddingsF32, int]:
+    """Relative paths and embeddings of every image below `root`, and how many files were no image."""
+    files = image_files(root, hidden=True)
+    paths, embeddings_ND = embed_files(encoder, files, progress=progress)
+    return [path.relative_to(root).as_posix() for path in paths], embeddings_ND, len(files) - len(paths)
 
 
 def evaluate_folder(checkpoint: Checkpoint, root: Path, *, progress: bool = True) -> Evaluation:
@@ -100,17 +106,9 @@ def evaluate_pairs(checkpoint: Checkpoint, listing: Path, root: Path, *, progres
     """
     rows = _read_pairs(listing)
     encoder = open_encoder(checkpoint)
-    names = sorted({name for a, b, _ in rows for name in (a, b)})
-    embeddings: dict[str, EmbeddingsF32] = {}
-    for start in tqdm(range(0, len(names), BATCH), desc="embedding", unit="batch", disable=not progress):
-        decoded = {
-            name: found[0]
-            for name in names[start : start + BATCH]
-            if (found := decode_file(root / name, encoder.preprocessing)) is not None
-        }
-        if decoded:
-            embeddings.update(zip(decoded, encoder.embed(np.stack(list(decoded.values()))), strict=True))
-    usable = [(a, b, same) for a, b, same in rows if a in embeddings and b in embeddings]
+    files = sorted({root / name for a, b, _ in rows for name in (a, b)})
+    embeddings = dict(zip(*embed_files(encoder, files, progress=progress), strict=True))
+    usable = [(root / a, root / b, same) for a, b, same in rows if {root / a, root / b} <= embeddings.keys()]
     if not usable:
         raise UsageError(
             f"No pair of {listing} has two readable images below {root}; check --root (first: {rows[0][0]!r})."
@@ -119,7 +117,7 @@ def evaluate_pairs(checkpoint: Checkpoint, listing: Path, root: Path, *, progres
     counts = count_listed_pairs(apart, np.array([same for _, _, same in usable]))
     metrics = calibration.metrics(counts, checkpoint.description.threshold)
     return Evaluation(
-        {**metrics, "images": len(embeddings), "skipped": len(names) - len(embeddings)},
+        {**metrics, "images": len(embeddings), "skipped": len(files) - len(embeddings)},
         None if len(usable) == len(rows) else f"{len(rows) - len(usable)} pairs were passed over: unreadable images.",
     )
 
