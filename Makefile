@@ -37,13 +37,11 @@ env-training: $(VENV)/.training  ## Make .venv with everything: training, tests,
 serve: env  ## Serve the bundled checkpoint on 127.0.0.1:8000, data in ./data.
 	@exec $(BIN)/diptych serve
 
-# The recipe of the bundled checkpoint. DATA is Omniglot's images_background (github.com/brendenlake/omniglot).
+# DATA is Omniglot's images_background (github.com/brendenlake/omniglot); the recipe is training/recipes/omniglot.toml.
 OUTPUT ?= runs/omniglot
 train-omniglot: env-training  ## Train the bundled checkpoint anew: make train-omniglot DATA=.../images_background
 	@test -n "$(DATA)" || { echo "make train-omniglot DATA=path/to/images_background [OUTPUT=$(OUTPUT)]" >&2; exit 2; }
-	$(BIN)/diptych train "$(DATA)" --output "$(OUTPUT)" --epochs 40 --image-size 64 --channels 1 \
-	    --quarter-turns --identities-per-batch 64 --images-per-identity 3 --near-share 0.67 --near-groups 3 \
-	    --split-by group --calibration-share 0.13 --test-share 0.1 --dropout 0.1 --margin 1.0 --seed 0
+	$(BIN)/diptych train "$(DATA)" --output "$(OUTPUT)" --recipe omniglot
 
 test: env-training  ## Run the whole test suite.
 	$(BIN)/python -m pytest

@@ -2,13 +2,17 @@
 
 Every identity is as likely as any other, so one with a hundred times the images does not dominate; and each
 image meets K - 1 genuine and (P - 1) K impostor partners, so neither kind of pair runs dry.
+
+A batch is a function of the seed and its number, so a run that was interrupted goes on as if it had not been,
+and several processes draw the same batch and each take their share of it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -26,31 +30,39 @@ class Balance:
         return self.identities * self.images
 
 
-def identity_batches(
-    identity_N: NDArray[np.int64],
-    group_of_identity: NDArray[np.int64],
-    members: NDArray[np.int64],
-    balance: Balance,
-    rng: np.random.Generator,
-) -> Iterator[NDArray[np.int64]]:
-    """Endless batches of image indices `[P * K]`, identity after identity, drawn from `members` only.
+class Batches:
+    """Batches drawn from the identities `members` only; the same for the same seed and number."""
 
-    An identity with fewer than K images repeats some: its copies differ by augmentation alone. With
-    fewer than P identities the batch is smaller.
-    """
-    images_of = {int(identity): np.flatnonzero(identity_N == identity) for identity in members}
-    members_of = [members[group_of_identity[members] == group] for group in np.unique(group_of_identity[members])]
-    count = min(balance.identities, len(members))
-    near = round(count * balance.near_share) if len(members_of) > balance.near_groups else 0
-    while True:
-        groups = rng.choice(len(members_of), size=min(balance.near_groups, len(members_of)), replace=False)
-        neighbours = np.concatenate([members_of[group] for group in groups])
+    def __init__(self, identity_N: Int, group_of_identity: Int, members: Int, balance: Balance, seed: int) -> None:
+        self.members = members
+        self.balance = balance
+        self.seed = seed
+        order = np.argsort(identity_N, kind="stable")
+        names, starts = np.unique(identity_N[order], return_index=True)
+        images = np.split(order, starts[1:])
+        self.images_of = {int(name): own for name, own in zip(names, images, strict=True)}
+        groups = group_of_identity[members]
+        self.members_of = [members[groups == group] for group in np.unique(groups)]
+
+    def draw(self, number: int) -> Int:
+        """Image indices `[P * K]` of one batch, identity after identity.
+
+        An identity with fewer than K images repeats some: its copies differ by augmentation alone. With
+        fewer than P identities the batch is smaller.
+        """
+        rng = np.random.default_rng((self.seed, number, 0))
+        balance, members = self.balance, self.members
+        count = min(balance.identities, len(members))
+        near = round(count * balance.near_share) if len(self.members_of) > balance.near_groups else 0
+        groups = rng.choice(len(self.members_of), size=min(balance.near_groups, len(self.members_of)), replace=False)
+        neighbours = np.concatenate([self.members_of[group] for group in groups])
         close = rng.permutation(neighbours)[:near]
         others = rng.permutation(np.setdiff1d(members, close, assume_unique=True))[: count - len(close)]
-        yield np.concatenate([_draw(images_of[int(identity)], balance.images, rng) for identity in (*close, *others)])
+        identities = (*close, *others)
+        return np.concatenate([_draw(self.images_of[int(identity)], balance.images, rng) for identity in identities])
 
 
-def _draw(images: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _draw(images: Int, count: int, rng: np.random.Generator) -> Int:
     if len(images) >= count:
         return rng.choice(images, size=count, replace=False)
     return np.concatenate([images, rng.choice(images, size=count - len(images), replace=True)])

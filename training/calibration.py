@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 
 from app import checkpoint as format_1
 from app.checkpoint import CalibrationFacts
@@ -67,6 +68,41 @@ def contrastive_loss(counts: PairCounts, margin: float) -> float:
     genuine = (counts.genuine_weight_G * GRID**2).sum() / 2
     impostor = (counts.impostor_weight_G * np.maximum(0, margin - GRID) ** 2).sum() / 2
     return float(genuine + impostor)
+
+
+def mean_impostor_distance(counts: PairCounts) -> float | None:
+    """How far apart different identities lie on average; None without impostor pairs."""
+    return float((counts.impostor_weight_G * GRID).sum()) if counts.impostor_count_G.any() else None
+
+
+def fit_logistic(counts: PairCounts) -> tuple[float, float]:
+    """Slope and intercept of log-odds = slope * distance + intercept, at prior 0.5.
+
+    Logistic regression on the counted pairs, genuine and impostor pairs weighing half each (J. Platt, 1999).
+    (0, 0), which says nothing, without pairs of both kinds.
+    """
+    if not counts.genuine_count_G.any() or not counts.impostor_count_G.any():
+        return 0.0, 0.0
+    weights = np.concatenate([counts.genuine_weight_G, counts.impostor_weight_G])
+    used = weights > 0
+    distance = np.concatenate([GRID, GRID])[used, None]
+    genuine = np.repeat([1, 0], len(GRID))[used]
+    # scaled, since scikit-learn's regularisation counts pairs; 1e6 of them leave it without effect
+    model = LogisticRegression(C=1e6).fit(distance, genuine, sample_weight=weights[used])
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+
+def reliability(counts: PairCounts, slope: float, intercept: float, bins: int = 10) -> tuple[Float, Float, Float]:
+    """Of the pairs given a probability, how many are genuine, at prior 0.5: for each bin that holds pairs, the mean
+    probability given, the share that is genuine, and the share of all pairs."""
+    probability_G = 1 / (1 + np.exp(-(slope * GRID + intercept)))
+    bin_G = np.minimum((probability_G * bins).astype(np.int64), bins - 1)
+    genuine = np.bincount(bin_G, counts.genuine_weight_G / 2, bins)
+    both_G = (counts.genuine_weight_G + counts.impostor_weight_G) / 2
+    both = np.bincount(bin_G, both_G, bins).astype(np.float64)
+    given = np.bincount(bin_G, both_G * probability_G, bins)
+    used = both > 0
+    return given[used] / both[used], genuine[used] / both[used], both[used]
 
 
 def rates_at(counts: PairCounts, threshold: float) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The commands of training: they parse, call, and print. Only `train` needs PyTorch."""
 
 import json
-import math
-from dataclasses import fields
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ import numpy as np
 from app import checkpoint as format_1
 from app.checkpoint import Checkpoint
 from app.errors import UsageError
+from app.image import Preprocessing
+from training.dataset import image_files
+from training.options import Finite, WithSections, recipe_options
+from training.recipe import read_recipe
 
+# How large `lint` decodes images where no encoder says.
+THUMBNAILS = Preprocessing(height=64, width=64, channels=1, aspect="pad")
+# Places that `lint` prints for each finding.
+SHOWN = 20
 FOLDER = click.Path(path_type=Path)
 
 
@@ -20,83 +28,102 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-class Finite(click.FloatRange):
-    """A range of real numbers: what is no number, or endless, is outside of it."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
-        return number
-
-
 _quiet = click.option("--quiet", is_flag=True, help="No progress bars.")
 
 
-@click.command()
+@click.command(cls=WithSections)
 @click.argument("data", type=FOLDER)
 @click.option("--output", type=FOLDER, required=True, help="Directory of the checkpoint; it must be new.")
-@click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the images.")
-@click.option("--image-size", type=click.IntRange(16, 512), help="Side of the encoder's input [default: 64 for "
-              "small images, 128 for others].")  # fmt: skip
-@click.option("--channels", type=click.Choice(["1", "3"]), help="Grey or colour [default: read off the data].")
-@click.option("--aspect", type=click.Choice(["pad", "stretch", "crop"]), default="pad", show_default=True,
-              help="How an image that is no square becomes one.")  # fmt: skip
-@click.option("--embedding-dim", type=click.IntRange(2, 2048), default=128, show_default=True)
-@click.option("--width", type=Finite(0.1, 4), default=1.0, show_default=True,
-              help="Channels of the network, as a multiple: 0.5 is about four times as small and fast.")  # fmt: skip
-@click.option("--margin", type=Finite(0, 2, min_open=True), default=1.0, show_default=True,
-              help="Distance that impostor pairs are pushed to; below 1.41 makes sense.")  # fmt: skip
-@click.option("--impostors", type=click.Choice(["active", "all"]), default="active", show_default=True,
-              help="Average the impostor term over pairs inside the margin, or over all.")  # fmt: skip
-@click.option("--identities-per-batch", type=click.IntRange(2), default=48, show_default=True)
-@click.option("--images-per-identity", type=click.IntRange(2), default=4, show_default=True)
-@click.option("--near-share", type=Finite(0, 1), default=0.5, show_default=True,
-              help="Share of a batch's identities that comes from few groups (parent folders).")  # fmt: skip
-@click.option("--near-groups", type=click.IntRange(1), default=3, show_default=True, help="How few.")
-@click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), default="adamw", show_default=True)
-@click.option("--learning-rate", type=Finite(0, min_open=True), default=2e-3, show_default=True,
-              help="Its peak, after a warm-up; cosine to zero from there.")  # fmt: skip
-@click.option("--weight-decay", type=Finite(0), default=0.02, show_default=True)
-@click.option("--ema", type=Finite(0, 1, max_open=True), default=0.998, show_default=True,
-              help="Decay of the moving average of the weights; 0 switches it off.")  # fmt: skip
-@click.option("--dropout", type=Finite(0, 0.9), default=0.0, show_default=True)
-@click.option("--quarter-turns", is_flag=True, help="A turned identity is another identity (characters, symbols).")
-@click.option("--calibration-share", type=Finite(0, 0.8), default=0.15, show_default=True,
-              help="Share of identities kept from training to choose the threshold.")  # fmt: skip
-@click.option("--test-share", type=Finite(0, 0.8), default=0.15, show_default=True,
-              help="Share of identities kept from both to measure its error rates.")  # fmt: skip
-@click.option("--split-by", type=click.Choice(["identity", "group"]), default="identity", show_default=True,
-              help="Keep out single identities, or whole groups (parent folders).")  # fmt: skip
-@click.option("--target-fmr", type=Finite(0, 1, min_open=True, max_open=True), default=0.01,
-              show_default=True, help="False-match rate of the default threshold.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads [default: all cores].")
+@click.option("--recipe", help="A TOML file with the choices below, or a bundled one: omniglot. Options win over it.")
+@click.option("--resume", is_flag=True, help="Go on with the run that was interrupted in OUTPUT, to the same result.")
+@click.option("--despite-lint", is_flag=True, help="Train although `diptych lint` finds what makes figures dishonest.")
+@click.option("--no-images", is_flag=True, help="Leave your images out of the report: figures and curves only.")
 @_quiet
-def train(data: Path, output: Path, quiet: bool, **options: Any) -> None:
+@recipe_options
+def train(
+    data: Path,
+    output: Path,
+    recipe: str | None,
+    resume: bool,
+    despite_lint: bool,
+    no_images: bool,
+    quiet: bool,
+    **choices: Any,
+) -> None:
     """Train an encoder on the folder tree DATA and write its checkpoint.
 
     Every folder that directly holds images is one identity, named by its path; its parent folder is its
     group. Some identities are kept from training: some choose the threshold, others measure how often it
-    errs. The report (plots, metrics.json, index.html) goes to OUTPUT/report.
+    errs. The report (plots, metrics.json, index.html) goes to OUTPUT/report and shows some of your images.
 
     \b
     diptych train photos/ --output runs/mine
     diptych serve --checkpoint runs/mine
+
+    \b
+    Several processes, on one machine or more (P identities and the batch are shared among them):
+    torchrun --nproc-per-node 2 --no-python diptych train photos/ --output runs/mine
     """
+    chosen = read_recipe(recipe, {name: value for name, value in choices.items() if value is not None})
+    image_files(data)  # mistakes first: PyTorch takes seconds to import
     try:
-        from training.recipe import Recipe
+        from training.train import Options
         from training.train import train as run
     except ModuleNotFoundError as missing:
         raise UsageError(
             f"Training is not installed ({missing.name} is missing): `make env-training`, or install diptych[training]."
         ) from None
-    if options["channels"] is not None:
-        options["channels"] = int(options["channels"])
-    recipe = Recipe(**{field.name: options[field.name] for field in fields(Recipe) if field.name in options})
-    checkpoint = run(data, output, recipe, progress=not quiet)
+    options = Options(
+        command=shlex.join(["diptych", *sys.argv[1:]]),
+        resume=resume,
+        despite_lint=despite_lint,
+        report_images=not no_images,
+        progress=not quiet,
+    )
+    checkpoint = run(data, output, chosen, options)
+    if checkpoint is None:
+        return  # another process writes it
     _print_points(checkpoint)
+    for warning in checkpoint.description.training["warnings"]:
+        click.echo(f"note: {warning}")
     click.echo(f"\ncheckpoint {output}, report {output / 'report' / 'index.html'}")
+
+
+@click.command()
+@click.argument("data", type=FOLDER)
+@click.option("--checkpoint", help="Look for mislabelled images with this encoder (a directory or a bundled name); it "
+              "should know such images. Without one, thumbnails find the blatant ones.")  # fmt: skip
+@click.option("--strict", is_flag=True, help="Exit with 1 for any finding, not only for those that training refuses.")
+@_quiet
+def lint(data: Path, checkpoint: str | None, strict: bool, quiet: bool) -> None:
+    """Look at the folder tree DATA for what would make figures dishonest or an encoder worse.
+
+    \b
+    Unreadable files; the same or nearly the same picture under two identities or twice in one;
+    identities with one image; images that look mislabelled; folders of a split side by side.
+
+    Exits with 0 if training would take the data, with 1 if it would refuse, with 2 on a mistake.
+    """
+    from training import evaluate as stage
+    from training.dataset import read_dataset
+    from training.lint import look
+
+    encoder = None if checkpoint is None else stage.open_encoder(format_1.load(checkpoint))
+    dataset = read_dataset(data, THUMBNAILS if encoder is None else encoder.preprocessing, progress=not quiet)
+    embeddings_ND = None if encoder is None else stage.embed_images(encoder, dataset.images_NHWC, progress=not quiet)
+    findings = look(dataset, embeddings_ND=embeddings_ND, progress=not quiet)
+    click.echo(f"{len(dataset):,} images of {len(dataset.identities):,} identities in {len(dataset.groups):,} groups")
+    for finding in findings:
+        click.echo(f"{'REFUSED' if finding.refuses else 'warning'}  {finding.code}: {finding.words}")
+        for place in finding.places[:SHOWN]:
+            click.echo(f"           {place}")
+        if len(finding.places) > SHOWN:
+            click.echo(f"           and {len(finding.places) - SHOWN:,} more")
+    refused = [finding for finding in findings if finding.refuses]
+    if not findings:
+        click.echo("nothing found")
+    if refused or (strict and findings):
+        raise SystemExit(1)
 
 
 @click.command()

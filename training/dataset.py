@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from app.errors import ImageError, UsageError
@@ -41,11 +40,17 @@ class Dataset:
     identities: list[str]
     groups: list[str]
     group_of_identity: NDArray[np.int64]
+    sha256_N: list[str]
     fingerprint: str
-    skipped: int
+    unreadable: list[str]
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def skipped(self) -> int:
+        """Files that are no images."""
+        return len(self.unreadable)
 
     @property
     def group_N(self) -> NDArray[np.int64]:
@@ -118,14 +123,18 @@ def read_dataset(root: Path, to: Preprocessing, *, progress: bool = True) -> Dat
     images_NHWC = _pixel_store(len(files), to)
     digest = hashlib.sha256()
     kept: list[Path] = []
+    sha256_N: list[str] = []
+    unreadable: list[str] = []
     for path, decoded in decode_files(files, to, progress=progress):
+        relative = path.relative_to(root)
         if decoded is None:
+            unreadable.append(relative.as_posix())
             continue
         pixels, sha256 = decoded
         images_NHWC[len(kept)] = pixels
-        relative = path.relative_to(root)
         digest.update(f"{relative.as_posix()}\0{sha256}\n".encode(errors="surrogateescape"))
         kept.append(relative)
+        sha256_N.append(sha256)
     if not kept:
         raise UsageError(f"{root} holds no image. Give a folder tree with one folder of images per identity.")
     identities = sorted({path.parent.as_posix() for path in kept})
@@ -138,8 +147,9 @@ def read_dataset(root: Path, to: Preprocessing, *, progress: bool = True) -> Dat
         identities=identities,
         groups=groups,
         group_of_identity=np.array([groups.index(Path(name).parent.as_posix()) for name in identities], dtype=np.int64),
+        sha256_N=sha256_N,
         fingerprint=digest.hexdigest()[:32],
-        skipped=len(files) - len(kept),
+        unreadable=unreadable,
     )
 
 
@@ -193,28 +203,6 @@ def split_identities(
                 "needs two at least. Add identities (folders), or change --calibration-share and --test-share."
             )
     return splits
-
-
-def guess_shape(root: Path, size: int | None, channels: Literal[1, 3] | None) -> tuple[int, Literal[1, 3]]:
-    """Image size (a square's side) and channels: as given, else read off a sample of 100 images.
-
-    Grey unless some image has colour; 64 pixels for small images (median of the longer side up to 160),
-    128 for others.
-    """
-    if size is not None and channels is not None:
-        return size, channels
-    paths = image_files(root)
-    to = Preprocessing(height=32, width=32, channels=3, aspect="stretch")
-    sides: list[int] = []
-    colour = False
-    for path in paths[:: max(1, len(paths) // 100)]:
-        decoded = decode_file(path, to)
-        if decoded is None:
-            continue
-        with Image.open(path) as image:
-            sides.append(max(image.size))
-        colour = colour or bool(np.ptp(decoded[0].astype(np.int16), axis=2).max() > 16)
-    return size or (128 if sides and np.median(sides) > 160 else 64), channels or (3 if colour else 1)
 
 
 def new_directory(path: Path) -> None:

@@ -3,122 +3,177 @@
 import copy
 import math
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from app.errors import TrainingFailed
-from training import calibration
-from training.augment import Augmentation, augment
-from training.batches import Balance, identity_batches
+from app.errors import UsageError
+from training import calibration, health
+from training.augment import KINDS, Augmentation, apply, draw
+from training.batches import Balance, Batches
 from training.dataset import Dataset
 from training.export import embed
-from training.loss import contrastive_loss
-from training.network import CompactEncoder, to_float
+from training.loss import centre_loss, contrastive_loss, supervised_loss
+from training.network import Encoder, to_float
 from training.pairs import Int, count_pairs
+from training.processes import gather, share_norms
 from training.recipe import Recipe
+from training.resume import Progress, load_state, save_state
+
+Row = dict[str, Any]
+
+
+class Learner(nn.Module):
+    """The encoder and, where the recipe asks for them, a centre of each identity in each of its symmetries."""
+
+    def __init__(self, encoder: Encoder, centres: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.centres = nn.Parameter(torch.randn(centres, embedding_dim)) if centres else None
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Unit embeddings `[B, D]` of float images in [0, 1], and unit centres `[K, D]`."""
+        centres = None if self.centres is None else F.normalize(self.centres.float(), dim=1)
+        return self.encoder.embed(images_BCHW), centres
+
+
+class Fit:
+    """A run of the loop over one data set: what stays the same from step to step."""
+
+    def __init__(self, fabric: Fabric, network: Encoder, dataset: Dataset, identities: Int, recipe: Recipe) -> None:
+        self.fabric, self.dataset, self.recipe = fabric, dataset, recipe
+        self.how = augmentation(recipe)
+        balance = Balance(
+            _divisible(min(recipe.identities_per_batch, len(identities)), fabric.world_size),
+            recipe.images_per_identity,
+            recipe.near_share,
+            recipe.near_groups,
+        )
+        self.balance = balance
+        self.batches = Batches(dataset.identity_N, dataset.group_of_identity, identities, balance, recipe.seed)
+        self.steps = max(1, round(len(dataset.images_of(identities)) / balance.size))  # an epoch's
+        share = balance.size // fabric.world_size
+        self.share = slice(share * fabric.global_rank, share * (fabric.global_rank + 1))
+        self.identity_B = torch.arange(balance.identities, device=fabric.device).repeat_interleave(balance.images)
+
+        self.averaged = copy.deepcopy(network).to(fabric.device)
+        centres = self.how.symmetries * len(dataset.identities) if recipe.centres else 0
+        share_norms(network, fabric)
+        self.learner = Learner(network, centres, recipe.embedding_dim).to(memory_format=torch.channels_last)
+        self.twins, self.optimizer = fabric.setup(self.learner, _optimizer(self.learner, recipe))
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What the run is of: every choice of the recipe, the data, the build."""
+        choices = {name: str(value) for name, value in self.recipe.model_dump().items()}
+        return {**choices, "data": self.dataset.fingerprint, "torch": str(torch.__version__)}
+
+    def step(self, number: int, watch: health.Watch) -> None:
+        """One batch: embed, compare, step downhill. A function of the weights, the seed and `number`."""
+        recipe, fabric, device = self.recipe, self.fabric, self.fabric.device
+        index_B = self.batches.draw(number)
+        channels = self.dataset.images_NHWC.shape[3]
+        rng = np.random.default_rng((recipe.seed, number, 1))
+        moves = draw(self.how, self.balance.identities, self.balance.images, channels, rng)
+        pixels_BHWC = torch.from_numpy(self.dataset.images_NHWC[index_B[self.share]]).to(device)
+        images_BCHW = apply(to_float(pixels_BHWC), moves.part(self.share, device))
+
+        torch.manual_seed((recipe.seed + 1_000_003 * number + fabric.global_rank) % 2**63)  # dropout's
+        embeddings_BD, centres_KD = self.twins(images_BCHW.contiguous(memory_format=torch.channels_last))
+        embeddings_BD = gather(fabric, embeddings_BD)
+        margin = recipe.fixed_margin
+        genuine, impostor = contrastive_loss(embeddings_BD, self.identity_B, margin, recipe.impostors)
+        loss = genuine + impostor
+        if recipe.supervised:
+            loss = loss + recipe.supervised * supervised_loss(embeddings_BD, self.identity_B, recipe.temperature)
+        if centres_KD is not None:
+            own_B = torch.from_numpy(self.dataset.identity_N[index_B]) * self.how.symmetries + moves.symmetry_B
+            loss = loss + recipe.centres * centre_loss(
+                embeddings_BD, centres_KD, own_B.to(device), self.how.symmetries, margin
+            )
+        watch.see(loss.detach(), genuine.detach(), impostor.detach())
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * schedule(number, recipe.epochs * self.steps, recipe.warm_up_share)
+        self.optimizer.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        if recipe.clip:
+            fabric.clip_gradients(self.twins, self.optimizer, max_norm=recipe.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        _follow(self.averaged, self.learner.encoder, recipe.ema, number)
 
 
 def fit(
-    network: CompactEncoder,
+    fabric: Fabric,
+    network: Encoder,
     dataset: Dataset,
     train_identities: Int,
     validation_N: Int,
     recipe: Recipe,
     *,
+    state: Path | None = None,
+    record: Callable[[Row], None] = lambda row: None,
     progress: bool = True,
-) -> tuple[CompactEncoder, list[dict[str, Any]]]:
-    """The loop: batches, loss, step. Returns the moving average of the weights, and one row per epoch.
+    words: str = "training",
+) -> tuple[Encoder, Progress]:
+    """Train `network`. Returns the moving average of its weights: of the last epoch, or with patience the best.
 
-    Validation is over all pairs of `validation_N`, images of identities that are not trained on.
+    Validation is over all pairs of `validation_N`, images of identities that are not trained on. After each
+    epoch the run's state goes to the file `state`; if there is one at the start, the run goes on from there,
+    to the same result. Raises `TrainingFailed` where training is beyond repair.
     """
-    network = network.to(memory_format=torch.channels_last)
-    averaged = copy.deepcopy(network)
-    balance = Balance(
-        min(recipe.identities_per_batch, len(train_identities)),
-        recipe.images_per_identity,
-        recipe.near_share,
-        recipe.near_groups,
-    )
-    images = len(dataset.images_of(train_identities))
-    steps = max(1, round(images / balance.size))
-    optimizer = _optimizer(network, recipe)
-    total_steps = recipe.epochs * steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _schedule(step, total_steps, recipe.warm_up_share)
-    )
-    how = Augmentation(
-        quarter_turns=recipe.quarter_turns,
-        brightness=0.1 if recipe.channels == 3 else 0.0,
-        contrast=0.2 if recipe.channels == 3 else 0.0,
-    )
-    generator = torch.Generator().manual_seed(recipe.seed)
-    batches = identity_batches(
-        dataset.identity_N,
-        dataset.group_of_identity,
-        train_identities,
-        balance,
-        np.random.default_rng(recipe.seed),
-    )
-    identity_B = torch.arange(balance.identities).repeat_interleave(balance.images)
-
-    history: list[dict[str, Any]] = []
-    bar = tqdm(total=total_steps, unit="step", disable=not progress, smoothing=0.05)
-    bar.set_description("training")
-    for epoch in range(1, recipe.epochs + 1):
-        network.train()
-        started, total, genuine_total = time.monotonic(), 0.0, 0.0
-        for _ in range(steps):
-            pixels = torch.from_numpy(dataset.images_NHWC[next(batches)])
-            images_BCHW = augment(to_float(pixels), balance.identities, how, generator)
-            embeddings_BD = network.embed(images_BCHW.contiguous(memory_format=torch.channels_last))
-            genuine, impostor = contrastive_loss(embeddings_BD, identity_B, recipe.margin, recipe.impostors)
-            loss = genuine + impostor
-            if not torch.isfinite(loss):
-                raise TrainingFailed(
-                    f"The loss became {loss.item()} in epoch {epoch}. A smaller --learning-rate than "
-                    f"{recipe.learning_rate:g} usually mends it."
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-            optimizer.step()
-            schedule.step()
-            _follow(averaged, network, recipe.ema, schedule.last_epoch)
-            total, genuine_total = total + loss.item(), genuine_total + genuine.item()
-            bar.update()
-        row = {
-            "epoch": epoch,
-            "train_loss": total / steps,
-            "train_genuine_term": genuine_total / steps,
-            **_validate(averaged, dataset, validation_N, recipe.margin),
-            "seconds": time.monotonic() - started,
-        }
-        history.append(row)
-        bar.set_postfix(
-            loss=f"{row['train_loss']:.4f}",
-            validation_loss=f"{row['validation_loss']:.4f}",
-            validation_eer="-" if row["validation_eer"] is None else f"{row['validation_eer']:.2%}",
-        )
-    bar.close()
-    return averaged, history
+    run = Fit(fabric, network, dataset, train_identities, recipe)
+    done, best = Progress(), run.averaged
+    if state is not None and state.exists():
+        done, best = load_state(state, run.key, run.learner, run.averaged, run.optimizer)
+        for earlier in done.history:
+            record(earlier)
+    shown = progress and fabric.is_global_zero
+    total = recipe.epochs * run.steps
+    with tqdm(total=total, initial=done.epoch * run.steps, unit="step", smoothing=0.05, disable=not shown) as bar:
+        bar.set_description(words)
+        for epoch in range(done.epoch + 1, recipe.epochs + 1):
+            if recipe.patience and epoch > done.best_epoch + recipe.patience:
+                break
+            run.learner.train()
+            started, watch = time.monotonic(), health.Watch(epoch, recipe)
+            for number in range((epoch - 1) * run.steps, epoch * run.steps):
+                run.step(number, watch)
+                bar.update()
+            row: Row = {"epoch": epoch, "steps": epoch * run.steps, **watch.row()}
+            if fabric.is_global_zero:
+                row |= _validate(run.averaged, dataset, validation_N, recipe.fixed_margin)
+                row["seconds"] = time.monotonic() - started
+            row = fabric.broadcast(row)
+            done.see(row)
+            health.judge(row, recipe, done.warnings)
+            if recipe.patience and done.best_epoch == epoch:
+                best = copy.deepcopy(run.averaged)
+            record(row)
+            if state is not None and fabric.is_global_zero:
+                save_state(state, run.key, done, run.learner, run.averaged, best, run.optimizer)
+            bar.set_postfix(
+                loss=f"{row['train_loss']:.4f}",
+                validation_loss=f"{row['validation_loss']:.4f}",
+                validation_eer="-" if row["validation_eer"] is None else f"{row['validation_eer']:.2%}",
+            )
+    return best, done
 
 
-def _validate(network: CompactEncoder, dataset: Dataset, of: Int, margin: float) -> dict[str, Any]:
-    embeddings_ND = embed(network, dataset.images_NHWC[of])
-    counts = count_pairs(embeddings_ND, dataset.identity_N[of], dataset.group_N[of])
-    eer, _ = calibration.equal_error_rates(counts)
-    return {
-        "validation_loss": calibration.contrastive_loss(counts, margin),
-        "validation_accuracy": calibration.verification_accuracy(counts),
-        "validation_eer": eer,
-    }
+def augmentation(recipe: Recipe) -> Augmentation:
+    """What the recipe does to images; its kind is settled by then."""
+    how = KINDS[recipe.augment].times(recipe.strength)
+    return how.with_symmetries(quarter_turns=recipe.quarter_turns, mirrors=recipe.mirrors)
 
 
-def _schedule(step: int, total: int, warm_up_share: float) -> float:
+def schedule(step: int, total: int, warm_up_share: float) -> float:
     """Share of the peak learning rate: a linear warm-up, then half a cosine down to zero."""
     warm_up = warm_up_share * total
     if step < warm_up:
@@ -126,8 +181,21 @@ def _schedule(step: int, total: int, warm_up_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, total - warm_up)))
 
 
+def _validate(network: Encoder, dataset: Dataset, of: Int, margin: float) -> Row:
+    embeddings_ND = embed(network, dataset.images_NHWC[of])
+    counts = count_pairs(embeddings_ND, dataset.identity_N[of], dataset.group_N[of])
+    eer, same_group_eer = calibration.equal_error_rates(counts)
+    return {
+        "validation_loss": calibration.contrastive_loss(counts, margin),
+        "validation_accuracy": calibration.verification_accuracy(counts),
+        "validation_eer": eer,
+        "validation_same_group_eer": same_group_eer,
+        "validation_impostor_distance": calibration.mean_impostor_distance(counts),
+    }
+
+
 @torch.no_grad()
-def _follow(averaged: CompactEncoder, network: CompactEncoder, decay: float, step: int) -> None:
+def _follow(averaged: nn.Module, network: nn.Module, decay: float, step: int) -> None:
     """Move the exponential average of weights and norms one step towards the network.
 
     Short-sighted at first, min(decay, (1 + step) / (10 + step)), so that a short run is not mostly its
@@ -139,11 +207,22 @@ def _follow(averaged: CompactEncoder, network: CompactEncoder, decay: float, ste
             average.lerp_(current, weight)
 
 
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters: Any = network.parameters()
+def _divisible(identities: int, processes: int) -> int:
+    if identities < processes:
+        raise UsageError(f"A batch of {identities} identities can't be shared by {processes} processes: start fewer.")
+    return identities // processes * processes
+
+
+def _optimizer(learner: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """As the recipe says; biases, norms and centres do not decay."""
+    parts = dict(learner.named_parameters())
+    decaying = [part for name, part in parts.items() if part.ndim > 1 and name != "centres"]
+    others = [part for name, part in parts.items() if part.ndim <= 1 or name == "centres"]
+    groups: Any = [
+        {"params": decaying, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
-        )
+        return torch.optim.SGD(groups, recipe.learning_rate, momentum=0.9, nesterov=True)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+    return kind(groups, recipe.learning_rate)

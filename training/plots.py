@@ -15,7 +15,8 @@ from sklearn.manifold import TSNE
 
 from app.image import ImageU8
 from app.matching import EmbeddingsF32
-from training.pairs import GRID, Int, PairCounts
+from training.hardest import Pair
+from training.pairs import GRID, Float, Int, PairCounts
 
 GENUINE, IMPOSTOR, NEAR, INK = "#1b7f5c", "#c2452d", "#e39b2d", "#33333b"
 STYLE: dict[Any, Any] = {
@@ -41,31 +42,41 @@ def _figure(columns: int) -> tuple[Figure, list[Axes]]:
 
 @matplotlib.rc_context(STYLE)
 def learning(history: Sequence[dict[str, Any]]) -> Figure:
-    """Loss in training and validation, and validation accuracy and EER, over epochs."""
+    """Loss in training and validation, validation accuracy, and EER, over epochs."""
     epochs = [row["epoch"] for row in history]
-    figure, (left, right) = _figure(2)
+    figure, (left, middle, right) = _figure(3)
+    figure.set_size_inches(14, 3.9)
     marker = "o" if len(history) < 3 else None
-    left.plot(
-        epochs,
-        [row["train_loss"] for row in history],
-        color=INK,
-        label="training (hard pairs, augmented)",
-        marker=marker,
-    )
-    left.plot(
-        epochs, [row["validation_loss"] for row in history], color=NEAR, label="validation (all pairs)", marker=marker
-    )
+
+    def line(ax: Axes, name: str, scale: float, **how: Any) -> None:
+        values = [np.nan if row[name] is None else scale * row[name] for row in history]
+        ax.plot(epochs, values, marker=marker, **how)
+
+    margin_loss = [row["train_genuine_term"] + row["train_impostor_term"] for row in history]
+    left.plot(epochs, margin_loss, color=INK, marker=marker, label="training (hard pairs, augmented)")
+    line(left, "validation_loss", 1, color=NEAR, label="validation (all pairs)")
+    left.set(title="Contrastive loss")
+    left.legend(loc="upper right")
+    if any(row["train_loss"] > loss + 1e-6 for row, loss in zip(history, margin_loss, strict=True)):
+        total = left.twinx()
+        line(total, "train_loss", 1, color="#9a9aa6", linestyle=":", label="all that training minimises (right)")
+        total.grid(visible=False)
+        total.set_ylim(bottom=0)
+        total.spines["right"].set_visible(True)
+        total.legend(loc="center right")
+    line(middle, "validation_accuracy", 100, color=GENUINE)
+    middle.set(title="Validation accuracy, %")
+    middle.set_xlabel("epoch (best threshold, as many genuine as impostor)")
+    line(right, "validation_eer", 100, color=IMPOSTOR, label="all impostors")
+    if any(row["validation_same_group_eer"] is not None for row in history):
+        line(right, "validation_same_group_eer", 100, color=NEAR, label="same group")
+    right.set(title="Validation EER, %")
+    right.legend()
     for ax in (left, right):
+        ax.set_xlabel("epoch")
+        ax.set_ylim(bottom=0)
+    for ax in (left, middle, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set(title="Contrastive loss", xlabel="epoch")
-    left.set_ylim(bottom=0)
-    left.legend()
-    accuracy = [100 * row["validation_accuracy"] for row in history]
-    right.plot(epochs, accuracy, color=GENUINE, marker=marker)
-    right.set(title="Validation: right verdicts, %", xlabel="epoch (best threshold, as many genuine as impostor)")
-    right.annotate(
-        f"{accuracy[-1]:.1f} %", (epochs[-1], accuracy[-1]), (0, -16), textcoords="offset points", ha="right"
-    )
     return figure
 
 
@@ -126,8 +137,49 @@ def error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def projection(embeddings_ND: EmbeddingsF32, identity_N: Int, images_NHWC: ImageU8, seed: int) -> Figure:
-    """PCA and t-SNE of up to 12 unseen identities, a colour each; a thumbnail stands beside each one's middle."""
+def reliability(predicted_B: Float, observed_B: Float, share_B: Float) -> Figure:
+    """Of the pairs given a probability of being genuine, how many are; bars: how many pairs get it."""
+    figure, (axes,) = _figure(1)
+    figure.set_size_inches(5.6, 4.4)
+    axes.plot([0, 100], [0, 100], color="#b0b0b8", linestyle="--", linewidth=1, label="as promised")
+    axes.bar(100 * predicted_B, 100 * share_B, width=7, color="#d9d9e0", label="% of pairs")
+    axes.plot(100 * predicted_B, 100 * observed_B, "o-", color=GENUINE, label="measured")
+    axes.set(
+        title="Reliability at prior 0.5",
+        xlabel="probability given (logistic on calibration), %",
+        ylabel="genuine among test pairs, %",
+        xlim=(-4, 104),
+        ylim=(0, 104),
+    )
+    axes.legend(loc="upper left")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def hardest(pairs: Sequence[Pair], images_NHWC: ImageU8, names: Sequence[str], title: str, columns: int = 4) -> Figure:
+    """Pairs side by side, each with its distance and the names of what it shows."""
+    rows = max(1, -(-len(pairs) // columns))
+    figure = Figure(figsize=(2.7 * columns, 1.95 * rows + 0.4), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    for number, pair in enumerate(pairs):
+        ax = figure.add_subplot(rows, columns, number + 1)
+        ax.axis("off")
+        first, second = images_NHWC[pair.first], images_NHWC[pair.second]
+        gap = np.full((first.shape[0], max(1, first.shape[1] // 40), first.shape[2]), 190, dtype=np.uint8)
+        side_by_side = np.concatenate([gap, first, gap, second, gap], axis=1)
+        edge = np.full_like(side_by_side[: gap.shape[1]], 190)
+        framed = np.concatenate([edge, side_by_side, edge])
+        ax.imshow(framed.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        shown = dict.fromkeys((names[pair.first], names[pair.second]))
+        words = "\n".join(name if len(name) <= 30 else "…" + name[-29:] for name in shown)
+        ax.set_title(f"{pair.distance:.3f}\n{words}", fontsize=8, fontweight="normal", loc="left")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def projection(embeddings_ND: EmbeddingsF32, identity_N: Int, images_NHWC: ImageU8 | None, seed: int) -> Figure:
+    """PCA and t-SNE of up to 12 unseen identities, a colour each; a thumbnail, if there are images, stands beside
+    each one's middle."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(np.unique(identity_N))[:12]
     some = np.flatnonzero(np.isin(identity_N, chosen))[:400]
@@ -146,6 +198,8 @@ def projection(embeddings_ND: EmbeddingsF32, identity_N: Int, images_NHWC: Image
         for number, identity in enumerate(chosen):
             mine = xy[identity_N[some] == identity]
             ax.scatter(mine[:, 0], mine[:, 1], s=18, color=colours[number], alpha=0.8, linewidths=0)
+            if images_NHWC is None:
+                continue
             image = images_NHWC[some][identity_N[some] == identity][0]
             thumbnail = OffsetImage(image.squeeze(), zoom=26 / max(image.shape[:2]), cmap="gray")
             box = AnnotationBbox(

@@ -1,59 +1,98 @@
-"""The report of a run: plots, `metrics.json`, the split, and one page that shows them. It shows users' images."""
+"""The report of a run: plots, `metrics.json`, the split, and one page that shows them. It shows users' images,
+unless they are left out."""
 
 import base64
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
-from app.checkpoint import Description
-from app.image import ImageU8
-from app.matching import EmbeddingsF32
-from training import plots
-from training.calibration import metrics
-from training.pairs import Int, PairCounts
+from app.checkpoint import Checkpoint, printable
+from training import calibration, plots
+from training.dataset import Dataset, SplitName
+from training.evaluate import embed_images, open_encoder
+from training.hardest import hardest_pairs
+from training.lint import Finding
+from training.pairs import Int, count_pairs
+from training.recipe import Recipe
+
+# Pairs of each kind that the page shows.
+HARDEST = 12
 
 
 def write(
-    directory: Path,
-    description: Description,
-    *,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    splits: dict[SplitName, Int],
     history: Sequence[dict[str, Any]],
-    counts: PairCounts,
-    embeddings_ND: EmbeddingsF32,
-    identity_N: Int,
-    images_NHWC: ImageU8,
-    splits: Mapping[str, Sequence[str]],
+    findings: Sequence[Finding],
+    *,
+    with_images: bool = True,
 ) -> None:
-    """Write the report of a training run; `counts` and what follows are of the test identities."""
+    """Write the report of a training run into the checkpoint's folder `report`.
+
+    Figures and pictures are of the test identities, embedded by the encoder as it will serve. Without images
+    neither thumbnails nor pairs are shown.
+    """
+    directory, description = checkpoint.directory / "report", checkpoint.description
     directory.mkdir(exist_ok=True)
+    encoder = open_encoder(checkpoint)
+    of = {name: dataset.images_of(splits[name]) for name in ("calibration", "test")}
+    embeddings = {name: embed_images(encoder, dataset.images_NHWC[of[name]], progress=False) for name in of}
+    counts = {
+        name: count_pairs(embeddings[name], dataset.identity_N[of[name]], dataset.group_N[of[name]]) for name in of
+    }
+    test, images_NHWC = counts["test"], dataset.images_NHWC[of["test"]]
+    identity_N = dataset.identity_N[of["test"]]
+    logistic = calibration.fit_logistic(counts["calibration"])
     figures = {
         "learning": plots.learning(history),
-        "distances": plots.distances(counts, description.margin, description.threshold),
-        "error_tradeoff": plots.error_tradeoff(counts, description.threshold),
-        "projection": plots.projection(embeddings_ND, identity_N, images_NHWC, description.dataset.split_seed),
+        "distances": plots.distances(test, description.margin, description.threshold),
+        "error_tradeoff": plots.error_tradeoff(test, description.threshold),
+        "reliability": plots.reliability(*calibration.reliability(test, *logistic)),
+        "projection": plots.projection(
+            embeddings["test"], identity_N, images_NHWC if with_images else None, description.dataset.split_seed
+        ),
     }
+    genuine, impostor = hardest_pairs(embeddings["test"], identity_N, HARDEST)
+    names = [printable(dataset.identities[identity]) for identity in identity_N]
+    for name, pairs, title in (
+        ("hardest_genuine", genuine, "Farthest genuine pairs: one identity, called dissimilar first"),
+        ("hardest_impostor", impostor, "Nearest impostor pairs: two identities, called similar first"),
+    ):
+        if with_images and pairs:
+            figures[name] = plots.hardest(pairs, images_NHWC, names, title)
     pictures = {name: _png(figure) for name, figure in figures.items()}
     for name, png in pictures.items():
         (directory / f"{name}.png").write_bytes(png)
-    figures_of_test = metrics(counts, description.threshold)
-    document = {"test": figures_of_test, "history": list(history)}
+
+    metrics = calibration.metrics(test, description.threshold)
+    paths = [printable(dataset.paths[index]) for index in of["test"]]
+    hard = {
+        kind: [{"image_a": paths[p.first], "image_b": paths[p.second], "distance": p.distance} for p in pairs]
+        for kind, pairs in (("genuine", genuine), ("impostor", impostor))
+    }
+    document = {"test": metrics, "hardest": hard, "history": list(history)}
     (directory / "metrics.json").write_text(json.dumps(document, indent=2) + "\n")
     with (directory / "split.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow(["identity", "split"])
-        rows.writerows((identity, split) for split, names in splits.items() for identity in names)
+        rows.writerows((dataset.identities[i], split) for split, own in splits.items() for i in own)
     page = Environment(loader=PackageLoader("training"), autoescape=True).get_template("report.html")
     (directory / "index.html").write_text(
         encoding="utf-8",
+        errors="replace",  # names of files need be no Unicode
         data=page.render(
             checkpoint=description,
-            metrics=figures_of_test,
+            metrics=metrics,
+            findings=findings,
+            with_images=with_images,
+            recipe_names=list(Recipe.model_fields),
+            directory=directory,
             pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         ),
     )

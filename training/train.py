@@ -1,42 +1,49 @@
 """The training run, top to bottom: folder to checkpoint."""
 
-import os
-import platform
-import time
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from app import checkpoint as format_1
-from app.checkpoint import Architecture, DatasetFacts, Description, Split
-from app.image import Preprocessing
-from training import calibration, report
-from training.dataset import Dataset, guess_shape, new_directory, read_dataset, split_identities
-from training.export import check_parity, embed, weights_of, write_encoder
+from app.checkpoint import Architecture, Checkpoint
+from app.errors import UsageError
+from training import health, lint, report
+from training.dataset import Dataset, new_directory, read_dataset, split_identities
+from training.export import write_checkpoint
 from training.fit import fit
+from training.look import settle
+from training.margins import search_margin
 from training.network import build
-from training.pairs import Int, count_pairs
+from training.pairs import Int
+from training.processes import open_fabric
 from training.recipe import Recipe
+from training.resume import STATE
+from training.scalars import scalars
 
 
-def train(data: Path, output: Path, recipe: Recipe, *, progress: bool = True) -> format_1.Checkpoint:
+@dataclass(frozen=True)
+class Options:
+    """What of a run is no part of the recipe: it does not change what is learned."""
+
+    command: str = ""
+    resume: bool = False
+    despite_lint: bool = False
+    report_images: bool = True
+    progress: bool = True
+
+
+def train(data: Path, output: Path, recipe: Recipe, options: Options) -> Checkpoint | None:
     """Train an encoder on the folder tree `data` and write its checkpoint to `output`.
 
-    Raises `UsageError` for data or an output that can't be used, `TrainingFailed` where training diverges
-    or the exported encoder is not the trained one.
+    Of several processes the first writes and returns the checkpoint, the others return None. Raises
+    `UsageError` for data or an output that can't be used, `TrainingFailed` where training diverges or the
+    exported encoder is not the trained one.
     """
-    torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
-    torch.manual_seed(recipe.seed)
-    started = time.monotonic()
-
-    size, channels = guess_shape(data, recipe.image_size, recipe.channels)
-    recipe = replace(recipe, image_size=size, channels=channels)
-    preprocessing = Preprocessing(height=size, width=size, channels=channels, aspect=recipe.aspect)
-    dataset = read_dataset(data, preprocessing, progress=progress)
+    fabric = open_fabric(recipe)
+    recipe = settle(data, recipe)
+    preprocessing = recipe.preprocessing
+    dataset = read_dataset(data, preprocessing, progress=options.progress and fabric.is_global_zero)
     splits = split_identities(
         dataset,
         calibration=recipe.calibration_share,
@@ -45,89 +52,101 @@ def train(data: Path, output: Path, recipe: Recipe, *, progress: bool = True) ->
         seed=recipe.seed,
     )
     images = {name: dataset.images_of(identities) for name, identities in splits.items()}
+    findings: list[lint.Finding] = []
+    if fabric.is_global_zero:  # before the long part, so that it can't fail after it
+        findings = lint.look(dataset, splits, progress=options.progress)
+        if not options.despite_lint:
+            lint.refuse(findings, data)
+        _open_output(output, resume=options.resume)
+    fabric.barrier()
 
-    new_directory(output)  # before the long part, so that it can't fail after it
-    architecture = _architecture(dataset, images["train"], recipe)
-    network = build(architecture)
-    averaged, history = fit(network, dataset, splits["train"], images["calibration"], recipe, progress=progress)
+    architecture = architecture_of(dataset, images["train"], recipe)
+    network, loaded = build(architecture), None
+    if recipe.weights:
+        from training.backbones import load_weights  # torchvision takes a second to import
 
-    write_encoder(averaged, dataset.images_NHWC, output)
-    runtime = check_parity(averaged, dataset.images_NHWC[images["test"][:512]], output)
-
-    counts, embeddings = {}, {}
-    for split in ("calibration", "test"):
-        of = images[split]
-        embeddings[split] = embed(averaged, dataset.images_NHWC[of])
-        counts[split] = count_pairs(embeddings[split], dataset.identity_N[of], dataset.group_N[of])
-    verdicts = calibration.calibrate(
-        counts["calibration"],
-        counts["test"],
-        margin=recipe.margin,
-        target_fmr=recipe.target_fmr,
-        fingerprint=dataset.fingerprint,
-        images=len(images["test"]),
-    )
-    np.savez_compressed(output / format_1.CALIBRATION, **verdicts.curves)  # type: ignore[arg-type]
-
-    weights = {name: tensor.numpy() for name, tensor in weights_of(averaged).items()}
-    description = Description(
-        name=format_1.printable(output.name),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        model_id=format_1.model_id(weights, architecture, preprocessing),
-        architecture=architecture,
-        embedding_dim=recipe.embedding_dim,
-        preprocessing=preprocessing,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        margin=recipe.margin,
-        **verdicts.fields,
-        dataset=DatasetFacts(
-            fingerprint=dataset.fingerprint,
-            identities=len(dataset.identities),
-            images=len(dataset),
-            skipped=dataset.skipped,
-            split_seed=recipe.seed,
-            splits={name: Split(identities=len(splits[name]), images=len(images[name])) for name in splits},
-        ),
-        training={**asdict(recipe), "minutes": round((time.monotonic() - started) / 60, 1)},
-        runtime=runtime,
-        versions={
-            "diptych": version("diptych"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "pillow": version("pillow"),
-        },
-    )
-    sealed = format_1.seal(output, description)
-    report.write(
-        output / "report",
-        description,
-        history=history,
-        counts=counts["test"],
-        embeddings_ND=embeddings["test"],
-        identity_N=dataset.identity_N[images["test"]],
-        images_NHWC=dataset.images_NHWC[images["test"]],
-        splits={name: [dataset.identities[i] for i in splits[name]] for name in splits},
-    )
+        loaded = load_weights(network, recipe.backbone, recipe.weights)
+    warnings = [*health.before(recipe), *(str(finding) for finding in findings)]
+    tried: list[dict[str, Any]] = []
+    if recipe.margin == "search":
+        recipe, tried = search_margin(
+            fabric, network, dataset, splits["train"], images["calibration"], recipe, progress=options.progress
+        )
+    with scalars(output / "report" / "tensorboard", enabled=fabric.is_global_zero) as record:
+        averaged, done = fit(
+            fabric,
+            network,
+            dataset,
+            splits["train"],
+            images["calibration"],
+            recipe,
+            state=output / STATE,
+            record=record,
+            progress=options.progress,
+        )
+    if not fabric.is_global_zero:
+        return None
+    averaged.cpu()
+    training = {
+        **recipe.model_dump(),
+        "minutes": round(sum(row["seconds"] for row in done.history) / 60, 1),
+        "command": options.command,
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "precision_used": str(fabric.strategy.precision.precision),
+        "best_epoch": done.best_epoch,
+        "weights_loaded": loaded,
+        "margins_tried": tried,
+        "warnings": [*warnings, *done.warnings],
+    }
+    sealed = write_checkpoint(output, averaged, dataset, splits, preprocessing, architecture, recipe, training)
+    report.write(sealed, dataset, splits, done.history, findings, with_images=options.report_images)
+    (output / STATE).unlink(missing_ok=True)
     return sealed
 
 
-def _architecture(dataset: Dataset, train_N: Int, recipe: Recipe) -> Architecture:
-    """The compact network, scaled to the pixels of (a sample of) the training images."""
+def _open_output(output: Path, *, resume: bool) -> None:
+    """The directory of a new run, or of one that is to go on."""
+    if not resume:
+        if (output / STATE).exists():
+            raise UsageError(
+                f"{output} holds an unfinished run: go on with it by --resume, or give a new directory, "
+                "so that nothing is lost."
+            )
+        new_directory(output)
+    elif not (output / STATE).exists():
+        raise UsageError(f"There is nothing to resume: {output / STATE} is missing. Leave --resume away to start anew.")
+
+
+def architecture_of(dataset: Dataset, train_N: Int, recipe: Recipe) -> Architecture:
+    """The network that the recipe asks for, scaled to the pixels of (a sample of) the training images."""
     sample = np.sort(np.random.default_rng(recipe.seed).permutation(train_N)[:2000])
     pixels = dataset.images_NHWC[sample].astype(np.float64) / 255
-    return Architecture(
-        name="compact",
-        options={
-            "embedding_dim": recipe.embedding_dim,
-            "channels": recipe.channels,
-            "stem": _wide(32, recipe.width),
-            "blocks": [[_wide(c, recipe.width), stride] for c, stride in ((32, 1), (64, 2), (128, 2), (176, 2))],
-            "dropout": recipe.dropout,
-            "mean": [round(float(value), 4) for value in pixels.mean(axis=(0, 1, 2))],
-            "std": [round(max(float(value), 0.05), 4) for value in pixels.std(axis=(0, 1, 2))],
-        },
-    )
+    mean = [round(float(value), 4) for value in pixels.mean(axis=(0, 1, 2))]
+    std = [round(max(float(value), 0.05), 4) for value in pixels.std(axis=(0, 1, 2))]
+    options: dict[str, Any] = {
+        "embedding_dim": recipe.embedding_dim,
+        "channels": recipe.channels,
+        "dropout": recipe.dropout,
+        "pooling": recipe.pooling,
+        "bottleneck": recipe.bottleneck,
+        "image_size": recipe.image_size,
+    }
+    if recipe.backbone == "compact":
+        widths = [_wide(channels, recipe.width) for channels in STAGES]
+        blocks = [[width, 2 if n == 0 else 1] for width in widths for n in range(recipe.depth)]
+        options |= {"stem": _wide(STEM, recipe.width), "blocks": blocks, "mean": mean, "std": std}
+    else:
+        from training.backbones import IMAGENET_MEAN, IMAGENET_STD
+
+        known = recipe.weights is not None
+        options |= {"mean": IMAGENET_MEAN if known else mean, "std": IMAGENET_STD if known else std}
+    return Architecture(name=recipe.backbone, options=options)
+
+
+# Channels of each stage of the compact backbone. Its stem halves the image, and so does each stage: full resolution is
+# where the time goes, and the weights are needed later.
+STEM, STAGES = 32, (56, 112, 176)
 
 
 def _wide(channels: int, width: float) -> int:

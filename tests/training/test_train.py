@@ -16,8 +16,10 @@ from app import checkpoint as format_1
 from app.encoder import Encoder
 from app.errors import TrainingFailed
 from app.image import decode
-from training.export import check_parity, embed, write_encoder
+from training.export import check_parity, embed, round_weights, write_encoder
 from training.network import build
+from training.recipe import Recipe
+from training.train import Options, train
 
 
 def test_training_writes_a_checkpoint_that_serves(trained: Path) -> None:
@@ -44,18 +46,43 @@ def test_training_learns_something(trained: Path) -> None:
 def test_the_report_shows_the_run(trained: Path) -> None:
     """Plots, a self-contained page, the figures, and who was in which split."""
     report = trained / "report"
-    for name in ("learning", "distances", "error_tradeoff", "projection"):
+    pictures = {
+        "learning",
+        "distances",
+        "error_tradeoff",
+        "reliability",
+        "projection",
+        "hardest_genuine",
+        "hardest_impostor",
+    }
+    for name in pictures:
         assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (report / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == len(pictures) == len(list(report.glob("*.png")))
     assert "shows training images" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    history = json.loads((report / "metrics.json").read_text())["history"]
+    assert "diptych train" in page and "--quarter-turns" in page, "the exact command"
+    document = json.loads((report / "metrics.json").read_text())
+    nearest = [pair["distance"] for pair in document["hardest"]["impostor"]]
+    assert nearest == sorted(nearest) and len(nearest) == 12
+    history = document["history"]
     assert [row["epoch"] for row in history] == list(range(1, 21))
     assert {"train_loss", "validation_loss", "validation_accuracy"} <= set(history[0])
     with (report / "split.csv").open() as file:
         split = {row["identity"]: row["split"] for row in csv.DictReader(file)}
     assert len(split) == 40
+
+
+def test_images_are_left_out_of_the_report_on_request(tmp_path: Path) -> None:
+    """Neither thumbnails nor pairs; the curves stay."""
+    recipe = Recipe(epochs=1, width=0.25, image_size=16, threads=1)
+    train(BACKGROUND, tmp_path / "out", recipe, Options(report_images=False, progress=False))
+    report = tmp_path / "out" / "report"
+    page = (report / "index.html").read_text()
+    assert "Without images" in page and "hardest" not in page
+    assert {path.stem for path in report.glob("*.png")} == {
+        *("learning", "distances", "error_tradeoff", "reliability", "projection"),
+    }
 
 
 def test_training_shows_its_progress(trained: Path) -> None:
@@ -66,12 +93,12 @@ def test_training_shows_its_progress(trained: Path) -> None:
 
 def test_the_same_seed_learns_the_same(tmp_path: Path) -> None:
     """On one machine with one thread: the same weights, to the bit."""
+    recipe = Recipe(epochs=2, width=0.25, image_size=16, threads=1, seed=3)
     ids = []
-    for run in ("a", "b"):
-        options = ("--epochs", "2", "--width", "0.25", "--image-size", "16", "--threads", "1", "--quiet")
-        done = diptych("train", BACKGROUND, "--output", tmp_path / run, *options, "--seed", "3")
-        assert done.returncode == 0, done.stderr
-        ids.append(format_1.load(tmp_path / run).description.model_id)
+    for name in ("a", "b"):
+        found = train(BACKGROUND, tmp_path / name, recipe, Options(progress=False))
+        assert found is not None
+        ids.append(found.description.model_id)
     assert ids[0] == ids[1]
 
 
@@ -133,6 +160,7 @@ def test_an_export_that_is_not_the_trained_encoder_fails_the_run(tmp_path: Path)
     network.load_state_dict(load_file(GOLDEN / "encoder.safetensors"), strict=False)
     paths = sorted(EVALUATION.rglob("*.png"))[:24]
     images = np.stack([decode(path.read_bytes(), description.preprocessing) for path in paths])
+    round_weights(network)
     write_encoder(network, images, tmp_path)
     assert check_parity(network, images, tmp_path).max_distance_drift < 1e-4
     network.head.weight.data[0] += 0.05
