@@ -1,0 +1,99 @@
+"""Class imbalance: does an identity with a hundred times the images of another dominate what is learned?
+
+    python -m benchmarks.imbalance [FOLDER]        (default: the drawings of the tests)
+
+The same training identities, five drawings each, three ways: as they are; with 500 drawings of one of them (its ten,
+slightly turned and sheared); and those again, but with batches drawn image by image instead of identity by identity.
+The same number of steps each. Error rates on characters that none of them saw.
+"""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+
+from training import fit as loop
+from training.augment import KINDS, apply, draw
+from training.batches import Batches, Int
+from training.dataset import Dataset, read_dataset
+from training.network import build, to_float
+from training.processes import open_fabric
+from training.recipe import Recipe
+from training.train import architecture_of
+
+SEEDS, MANY, FEW = 5, 500, 5
+RECIPE = Recipe(image_size=32, channels=1, aspect="pad", augment="lines", width=0.5, epochs=1, identities_per_batch=16)
+STEPS = 400
+
+
+class ImageByImage(Batches):
+    """What a plain loader does: every image as likely as any other, so most pairs are of the large identity."""
+
+    def draw(self, number: int) -> Int:
+        rng = np.random.default_rng((self.seed, number, 0))
+        of_members = np.concatenate([self.images_of[int(identity)] for identity in self.members])
+        return np.sort(rng.choice(of_members, self.balance.size, replace=len(of_members) < self.balance.size))
+
+
+def grown(data: Dataset, identity: int) -> Dataset:
+    """The data set with `MANY` images of one identity."""
+    own = np.flatnonzero(data.identity_N == identity)
+    rng = np.random.default_rng(0)
+    index = rng.choice(own, MANY)
+    images = to_float(torch.from_numpy(data.images_NHWC[index]))
+    moved = apply(images, draw(KINDS["lines"].times(0.5), MANY, 1, 1, rng))
+    pixels = (moved * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return replace(
+        data,
+        images_NHWC=np.concatenate([data.images_NHWC, pixels]),
+        identity_N=np.concatenate([data.identity_N, np.full(MANY, identity)]),
+        paths=[*data.paths, *(f"grown/{number}" for number in range(MANY))],
+    )
+
+
+def main(root: Path) -> None:
+    recipe = RECIPE
+    data = read_dataset(root, recipe.preprocessing, progress=False)
+    order = np.random.default_rng(1).permutation(len(data.identities))
+    train, unseen = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    few = np.concatenate([np.flatnonzero(data.identity_N == identity)[:FEW] for identity in train])
+    kept = np.sort(np.concatenate([few, data.images_of(unseen)]))
+    even = replace(
+        data,
+        images_NHWC=data.images_NHWC[kept],
+        identity_N=data.identity_N[kept],
+        paths=[data.paths[index] for index in kept],
+    )
+    uneven = grown(even, int(train[0]))
+    ways = {
+        f"{FEW} drawings each": (even, Batches),
+        f"{MANY + FEW} of one, {FEW} of each other": (uneven, Batches),
+        "the same, drawn image by image": (uneven, ImageByImage),
+    }
+    print(
+        f"| training set ({len(train)} identities) | EER on {len(unseen)} unseen | lowest to highest of {SEEDS} seeds |"
+    )
+    print("| --- | --- | --- |")
+    for name, (drawings, kind) in ways.items():
+        loop.Batches = kind  # type: ignore[misc]
+        eers = []
+        for seed in range(SEEDS):
+            per_epoch = max(1, round(len(drawings.images_of(train)) / 64))
+            chosen = recipe.but(seed=seed, epochs=max(1, round(STEPS / per_epoch)))
+            fabric = open_fabric(chosen)
+            network = build(architecture_of(drawings, drawings.images_of(train), chosen))
+            validation = np.flatnonzero(np.isin(even.identity_N, unseen))
+            _, done = loop.fit(fabric, network, drawings, train, validation, chosen, progress=False)
+            eers.append(done.history[-1]["validation_eer"])
+        print(f"| {name} | {mean(eers):.1%} | {min(eers):.1%} to {max(eers):.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory():
+        main(
+            Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "tests/data/omniglot/background"
+        )
