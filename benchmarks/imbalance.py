@@ -8,7 +8,6 @@ The same number of steps each. Error rates on characters that none of them saw.
 """
 
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -93,7 +92,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory():
-        main(
-            Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "tests/data/omniglot/background"
-        )
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "tests/data/omniglot/background")

@@ -121,7 +121,7 @@ def compare(recipe: Recipe, root: Path, *, on_disk: bool) -> str:
 
 def main(drawings: Path, photos: Path) -> None:
     print(
-        "| data | bare loop, img/s | Diptych | pytorch-metric-learning | of the bare loop | over p-m-l | with decoding |"
+        "| data | bare loop, img/s | Diptych | pytorch-metric-learning | of the bare loop | over p-m-l | decoding too |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     print(compare(read_recipe("omniglot", {}), drawings, on_disk=False), flush=True)

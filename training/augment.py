@@ -175,7 +175,7 @@ def apply(images_BCHW: Tensor, moves: Moves) -> Tensor:
         x = torch.einsum("bij,bjhw->bihw", matrix, x) + offset[:, :, None, None]
     if moves.blur_B is not None:
         soft = F.avg_pool2d(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
-        x = torch.lerp(x, soft, moves.blur_B[:, None, None, None])
+        x = torch.lerp(x, soft, moves.blur_B[:, None, None, None].clamp(max=1))
     x = x.clamp(0, 1)
     return x if moves.jpeg_B is None else _jpeg(x, moves.jpeg_B)
 

@@ -1,7 +1,8 @@
 """Identity-balanced batches: P identities x K images, whatever the sizes of the folders.
 
-Every identity is as likely as any other, so one with a hundred times the images does not dominate; and each
-image meets K - 1 genuine and (P - 1) K impostor partners, so neither kind of pair runs dry.
+However many images an identity has, it is drawn as often as any other of its group, so one with a hundred times the
+images does not dominate; and each image meets K - 1 genuine and (P - 1) K impostor partners, so neither kind of pair
+runs dry.
 
 A batch is a function of the seed and its number, so a run that was interrupted goes on as if it had not been,
 and several processes draw the same batch and each take their share of it.

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from app import checkpoint as format_1
 from app.checkpoint import CalibrationFacts
@@ -58,8 +57,11 @@ def equal_error_rates(counts: PairCounts) -> tuple[float | None, float | None]:
     )
 
 
-def verification_accuracy(counts: PairCounts) -> float:
-    """Share of right verdicts at the best threshold where genuine and impostor pairs are equally many."""
+def verification_accuracy(counts: PairCounts) -> float | None:
+    """Share of right verdicts at the best threshold where genuine and impostor pairs are equally many; None without
+    pairs of both kinds."""
+    if not counts.genuine_count_G.any() or not counts.impostor_count_G.any():
+        return None
     return float(1 - ((counts.fmr_G + counts.fnmr_G) / 2).min())
 
 
@@ -83,6 +85,8 @@ def fit_logistic(counts: PairCounts) -> tuple[float, float]:
     """
     if not counts.genuine_count_G.any() or not counts.impostor_count_G.any():
         return 0.0, 0.0
+    from sklearn.linear_model import LogisticRegression  # comes with training, not with serving
+
     weights = np.concatenate([counts.genuine_weight_G, counts.impostor_weight_G])
     used = weights > 0
     distance = np.concatenate([GRID, GRID])[used, None]

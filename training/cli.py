@@ -11,7 +11,7 @@ import numpy as np
 
 from app import checkpoint as format_1
 from app.checkpoint import Checkpoint
-from app.errors import UsageError
+from app.errors import TrainingFailed, UsageError
 from app.image import Preprocessing
 from training.dataset import image_files
 from training.options import Finite, WithSections, recipe_options
@@ -37,6 +37,8 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress bars.")
 @click.option("--recipe", help="A TOML file with the choices below, or a bundled one: omniglot. Options win over it.")
 @click.option("--resume", is_flag=True, help="Go on with the run that was interrupted in OUTPUT, to the same result.")
 @click.option("--despite-lint", is_flag=True, help="Train although `diptych lint` finds what makes figures dishonest.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+              help="Where to compute.")  # fmt: skip
 @click.option("--no-images", is_flag=True, help="Leave your images out of the report: figures and curves only.")
 @_quiet
 @recipe_options
@@ -46,6 +48,7 @@ def train(
     recipe: str | None,
     resume: bool,
     despite_lint: bool,
+    device: str,
     no_images: bool,
     quiet: bool,
     **choices: Any,
@@ -61,12 +64,15 @@ def train(
     diptych serve --checkpoint runs/mine
 
     \b
-    Several processes, on one machine or more (P identities and the batch are shared among them):
+    Several processes, which share each batch (several machines need one disk between them):
     torchrun --nproc-per-node 2 --no-python diptych train photos/ --output runs/mine
     """
     chosen = read_recipe(recipe, {name: value for name, value in choices.items() if value is not None})
     image_files(data)  # mistakes first: PyTorch takes seconds to import
     try:
+        import torch
+
+        from training.resume import STATE
         from training.train import Options
         from training.train import train as run
     except ModuleNotFoundError as missing:
@@ -74,13 +80,25 @@ def train(
             f"Training is not installed ({missing.name} is missing): `make env-training`, or install diptych[training]."
         ) from None
     options = Options(
-        command=shlex.join(["diptych", *sys.argv[1:]]),
+        # a resumed run ends where a whole one does, so this repeats either
+        command=shlex.join(["diptych", *(word for word in sys.argv[1:] if word != "--resume")]),
+        device=device,
         resume=resume,
         despite_lint=despite_lint,
         report_images=not no_images,
         progress=not quiet,
     )
-    checkpoint = run(data, output, chosen, options)
+    try:
+        checkpoint = run(data, output, chosen, options)
+    except KeyboardInterrupt:
+        if (output / STATE).exists():
+            click.echo(f"\nThe same command with --resume goes on from the last whole epoch, in {output}.", err=True)
+        raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise TrainingFailed(
+            "The memory does not suffice. Smaller: --identities-per-batch, --images-per-identity, --image-size, "
+            "--width, or another --backbone."
+        ) from None
     if checkpoint is None:
         return  # another process writes it
     _print_points(checkpoint)
@@ -242,7 +260,8 @@ def _print_points(checkpoint: Checkpoint) -> None:
     at = int(np.searchsorted(curves["distance"], description.threshold + 1e-7, side="right")) - 1
     click.echo(
         f"threshold {description.threshold:.4f}, from {description.threshold_source}: "
-        f"FMR {_percent(float(curves['fmr_all_1'][at]))}, FNMR {_percent(float(curves['fnmr_all_1'][at]))} measured"
+        f"FMR {_percent(float(curves['fmr_all_1'][at]) if facts.impostor_pairs else None)}, "
+        f"FNMR {_percent(float(curves['fnmr_all_1'][at]) if facts.genuine_pairs else None)} measured"
     )
     if facts.note:
         click.echo(facts.note)

@@ -140,13 +140,14 @@ def read_dataset(root: Path, to: Preprocessing, *, progress: bool = True) -> Dat
     identities = sorted({path.parent.as_posix() for path in kept})
     number = {name: index for index, name in enumerate(identities)}
     groups = sorted({Path(name).parent.as_posix() for name in identities})
+    place = {name: index for index, name in enumerate(groups)}
     return Dataset(
         images_NHWC=images_NHWC[: len(kept)],
         identity_N=np.array([number[path.parent.as_posix()] for path in kept], dtype=np.int64),
         paths=[path.as_posix() for path in kept],
         identities=identities,
         groups=groups,
-        group_of_identity=np.array([groups.index(Path(name).parent.as_posix()) for name in identities], dtype=np.int64),
+        group_of_identity=np.array([place[Path(name).parent.as_posix()] for name in identities], dtype=np.int64),
         sha256_N=sha256_N,
         fingerprint=digest.hexdigest()[:32],
         unreadable=unreadable,
@@ -159,6 +160,8 @@ def _pixel_store(count: int, to: Preprocessing) -> ImageU8:
         return np.empty(shape, dtype=np.uint8)
     # Unlinked at once: the mapping keeps the space until the process ends, however it ends.
     with tempfile.NamedTemporaryFile(prefix="diptych-pixels-") as file:
+        # a disk without room must say so now, not kill the process when a page is touched
+        os.posix_fallocate(file.fileno(), 0, int(np.prod(shape, dtype=np.int64)))
         return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
 
 
@@ -176,6 +179,11 @@ def split_identities(
     Raises `UsageError` where a split would hold fewer than two identities.
     """
     count = len(dataset.identities) if by == "identity" else len(dataset.groups)
+    if by == "group" and count < 3:
+        raise UsageError(
+            f"There are {count} groups (folders of identities), and --split-by group needs three at least: one to "
+            "train, one to choose the threshold, one to measure it. Use --split-by identity."
+        )
     order = np.random.default_rng(seed).permutation(count)
     n_calibration, n_test = max(1, round(count * calibration)), max(1, round(count * test))
     parts = {
@@ -205,13 +213,20 @@ def split_identities(
     return splits
 
 
-def new_directory(path: Path) -> None:
-    """Make the directory of a new checkpoint. Raises `UsageError` if it holds something or can't be written."""
+def check_new(path: Path, data: Path) -> None:
+    """Raises `UsageError` if `path` holds something, or lies among the images of `data`, where it would join them."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} exists and is not empty. Give a new directory, so that nothing is lost.")
+    if path.resolve().is_relative_to(data.resolve()):
+        raise UsageError(f"{path} lies in {data}, where its pictures would count as images. Give another directory.")
+
+
+def new_directory(path: Path, data: Path) -> None:
+    """Make the directory of a new checkpoint, outside of the images. Raises `UsageError` if it can't be."""
+    check_new(path, data)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as problem:
         raise UsageError(f"{path} can't be written: {problem.strerror}. Give another directory.") from None
-    if any(path.iterdir()):
-        raise UsageError(f"{path} exists and is not empty. Give a new directory, so that nothing is lost.")

@@ -44,12 +44,14 @@ def open_encoder(checkpoint: Checkpoint) -> Encoder:
     return Encoder(checkpoint, threads=os.cpu_count() or 1)
 
 
-def embed_images(encoder: Encoder, images_NHWC: ImageU8, *, progress: bool = True) -> EmbeddingsF32:
-    """Unit embeddings `[N, D]` of decoded images."""
+def embed_images(
+    encoder: Encoder, images_NHWC: ImageU8, of: Int | None = None, *, progress: bool = True
+) -> EmbeddingsF32:
+    """Unit embeddings `[N, D]` of all decoded images, or of those that `of` names."""
+    index = np.arange(len(images_NHWC)) if of is None else of
     parts = [np.empty((0, encoder.embedding_dim), dtype=np.float32)]
-    starts = range(0, len(images_NHWC), BATCH)
-    for start in tqdm(starts, desc="embedding", unit="batch", disable=not progress):
-        parts.append(encoder.embed(np.ascontiguousarray(images_NHWC[start : start + BATCH])))
+    for start in tqdm(range(0, len(index), BATCH), desc="embedding", unit="batch", disable=not progress):
+        parts.append(encoder.embed(images_NHWC[index[start : start + BATCH]]))
     return np.concatenate(parts)
 
 
@@ -150,7 +152,7 @@ def calibrate(
     Half of its identities choose the threshold, the other half measure it. On the training folder only the
     identities that training never saw take part. Raises `UsageError` with fewer than four identities.
     """
-    new_directory(output)
+    new_directory(output, root)
     old = checkpoint.description
     encoder = open_encoder(checkpoint)
     dataset = read_dataset(root, encoder.preprocessing, progress=progress)
@@ -187,7 +189,7 @@ def calibrate(
 
 
 def _count(encoder: Encoder, dataset: Dataset, of: Int, *, progress: bool) -> PairCounts:
-    embeddings_ND = embed_images(encoder, dataset.images_NHWC[of], progress=progress)
+    embeddings_ND = embed_images(encoder, dataset.images_NHWC, of, progress=progress)
     return count_pairs(embeddings_ND, dataset.identity_N[of], dataset.group_N[of])
 
 

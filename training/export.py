@@ -56,7 +56,7 @@ def write_checkpoint(
 
     def count(split: SplitName) -> PairCounts:
         of = images[split]
-        return count_pairs(embed(encoder, dataset.images_NHWC[of]), dataset.identity_N[of], dataset.group_N[of])
+        return count_pairs(embed(encoder, dataset.images_NHWC, of), dataset.identity_N[of], dataset.group_N[of])
 
     verdicts = calibration.calibrate(
         count("calibration"),
@@ -167,13 +167,14 @@ def _store_small(graph: onnx.GraphProto) -> None:
             graph.node.insert(0, onnx.helper.make_node("Cast", [small.name], [name], to=onnx.TensorProto.FLOAT))
 
 
-def embed(network: Encoder, images_NHWC: ImageU8, batch: int = 256) -> EmbeddingsF32:
-    """Unit embeddings `[N, D]` by the network itself, in float32, wherever it is."""
+def embed(network: Encoder, images_NHWC: ImageU8, of: Int | None = None, batch: int = 256) -> EmbeddingsF32:
+    """Unit embeddings `[N, D]` of all images, or of those that `of` names, by the network itself in float32."""
     network.eval()
+    index = np.arange(len(images_NHWC)) if of is None else of
     with torch.inference_mode():
         parts = [
-            network(torch.from_numpy(np.ascontiguousarray(images_NHWC[start : start + batch])).to(network.mean.device))
-            for start in range(0, len(images_NHWC), batch)
+            network(torch.from_numpy(images_NHWC[index[start : start + batch]]).to(network.mean.device))
+            for start in range(0, len(index), batch)
         ]
     return torch.cat(parts).cpu().numpy()
 
@@ -208,6 +209,4 @@ def check_parity(network: Encoder, images_NHWC: ImageU8, directory: Path) -> Run
 
 def _all_distances(embeddings_ND: NDArray[Any]) -> NDArray[np.float64]:
     wide_ND = embeddings_ND.astype(np.float64)
-    first, second = np.triu_indices(len(wide_ND), 1)
-    distances: NDArray[np.float64] = np.linalg.norm(wide_ND[first] - wide_ND[second], axis=1)
-    return distances
+    return np.concatenate([np.linalg.norm(wide_ND[row + 1 :] - wide_ND[row], axis=1) for row in range(len(wide_ND))])

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +62,30 @@ class Fit:
         self.steps = max(1, round(len(dataset.images_of(identities)) / balance.size))  # an epoch's
         share = balance.size // fabric.world_size
         self.share = slice(share * fabric.global_rank, share * (fabric.global_rank + 1))
-        self.identity_B = torch.arange(balance.identities, device=fabric.device).repeat_interleave(balance.images)
+        # an identity's first centre, one for each symmetry; identities that are not trained on have none
+        self.centre_of = np.full(len(dataset.identities), -1)
+        self.centre_of[identities] = np.arange(len(identities)) * self.how.symmetries
 
         self.averaged = copy.deepcopy(network).to(fabric.device)
-        centres = self.how.symmetries * len(dataset.identities) if recipe.centres else 0
+        centres = self.how.symmetries * len(identities) if recipe.centres else 0
         share_norms(network, fabric)
         self.learner = Learner(network, centres, recipe.embedding_dim).to(memory_format=torch.channels_last)
         self.twins, self.optimizer = fabric.setup(self.learner, _optimizer(self.learner, recipe))
 
     @property
     def key(self) -> dict[str, str]:
-        """What the run is of: every choice of the recipe, the data, the build."""
+        """What the run is of: every choice of the recipe, the data, the processes and their build."""
         choices = {name: str(value) for name, value in self.recipe.model_dump().items()}
-        return {**choices, "data": self.dataset.fingerprint, "torch": str(torch.__version__)}
+        return {
+            **choices,
+            "data": self.dataset.fingerprint,
+            "number of processes": str(self.fabric.world_size),
+            "number of threads": str(torch.get_num_threads()),
+            "device": self.fabric.device.type,
+            "precision": self.fabric.strategy.precision.precision,
+            "version of PyTorch": str(torch.__version__),
+            "version of Diptych": version("diptych"),
+        }
 
     def step(self, number: int, watch: health.Watch) -> None:
         """One batch: embed, compare, step downhill. A function of the weights, the seed and `number`."""
@@ -88,13 +100,13 @@ class Fit:
         torch.manual_seed((recipe.seed + 1_000_003 * number + fabric.global_rank) % 2**63)  # dropout's
         embeddings_BD, centres_KD = self.twins(images_BCHW.contiguous(memory_format=torch.channels_last))
         embeddings_BD = gather(fabric, embeddings_BD)
-        margin = recipe.fixed_margin
-        genuine, impostor = contrastive_loss(embeddings_BD, self.identity_B, margin, recipe.impostors)
+        identity_B, margin = torch.from_numpy(self.dataset.identity_N[index_B]).to(device), recipe.fixed_margin
+        genuine, impostor = contrastive_loss(embeddings_BD, identity_B, margin, recipe.impostors)
         loss = genuine + impostor
         if recipe.supervised:
-            loss = loss + recipe.supervised * supervised_loss(embeddings_BD, self.identity_B, recipe.temperature)
+            loss = loss + recipe.supervised * supervised_loss(embeddings_BD, identity_B, recipe.temperature)
         if centres_KD is not None:
-            own_B = torch.from_numpy(self.dataset.identity_N[index_B]) * self.how.symmetries + moves.symmetry_B
+            own_B = torch.from_numpy(self.centre_of[self.dataset.identity_N[index_B]]) + moves.symmetry_B
             loss = loss + recipe.centres * centre_loss(
                 embeddings_BD, centres_KD, own_B.to(device), self.how.symmetries, margin
             )
@@ -108,6 +120,11 @@ class Fit:
             fabric.clip_gradients(self.twins, self.optimizer, max_norm=recipe.clip, error_if_nonfinite=False)
         self.optimizer.step()
         _follow(self.averaged, self.learner.encoder, recipe.ema, number)
+
+    def save(self, state: Path, done: Progress, best: Encoder) -> None:
+        """Write how far the run has come."""
+        precision = self.fabric.strategy.precision
+        save_state(state, self.key, done, self.learner, self.averaged, best, self.optimizer, precision)
 
 
 def fit(
@@ -132,9 +149,11 @@ def fit(
     run = Fit(fabric, network, dataset, train_identities, recipe)
     done, best = Progress(), run.averaged
     if state is not None and state.exists():
-        done, best = load_state(state, run.key, run.learner, run.averaged, run.optimizer)
+        done, best = load_state(state, run.key, run.learner, run.averaged, run.optimizer, fabric.strategy.precision)
         for earlier in done.history:
             record(earlier)
+    elif state is not None and fabric.is_global_zero:
+        run.save(state, done, best)  # so that there is something to go on from, whenever it ends
     shown = progress and fabric.is_global_zero
     total = recipe.epochs * run.steps
     with tqdm(total=total, initial=done.epoch * run.steps, unit="step", smoothing=0.05, disable=not shown) as bar:
@@ -158,12 +177,13 @@ def fit(
                 best = copy.deepcopy(run.averaged)
             record(row)
             if state is not None and fabric.is_global_zero:
-                save_state(state, run.key, done, run.learner, run.averaged, best, run.optimizer)
+                run.save(state, done, best)
             bar.set_postfix(
                 loss=f"{row['train_loss']:.4f}",
                 validation_loss=f"{row['validation_loss']:.4f}",
                 validation_eer="-" if row["validation_eer"] is None else f"{row['validation_eer']:.2%}",
             )
+    health.after(done.history[(done.best_epoch if recipe.patience else done.epoch) - 1], done.warnings)
     return best, done
 
 
@@ -182,7 +202,10 @@ def schedule(step: int, total: int, warm_up_share: float) -> float:
 
 
 def _validate(network: Encoder, dataset: Dataset, of: Int, margin: float) -> Row:
-    embeddings_ND = embed(network, dataset.images_NHWC[of])
+    embeddings_ND = embed(network, dataset.images_NHWC, of)
+    if not np.isfinite(embeddings_ND).all():
+        names = ("accuracy", "eer", "same_group_eer", "impostor_distance")
+        return {"validation_loss": math.nan, **{f"validation_{name}": None for name in names}}
     counts = count_pairs(embeddings_ND, dataset.identity_N[of], dataset.group_N[of])
     eer, same_group_eer = calibration.equal_error_rates(counts)
     return {

@@ -69,33 +69,54 @@ def before(recipe: Recipe) -> list[str]:
 def judge(row: dict[str, Any], recipe: Recipe, warnings: list[str]) -> None:
     """Look at an epoch, `row["steps"]` steps after the start: add to `warnings` what it shows, once.
 
-    Raises `TrainingFailed` for a collapse.
+    Raises `TrainingFailed` for a collapse, and where the weights are no numbers any more.
     """
     margin = recipe.fixed_margin
-    apart = row["validation_impostor_distance"]
-    unfolded = row["steps"] >= UNFOLDING and row["epoch"] >= recipe.epochs / 4
-    if unfolded and apart is not None and not apart > COLLAPSED:
+    if math.isnan(row["validation_loss"]):
         raise TrainingFailed(
-            f"The embeddings collapsed in epoch {row['epoch']}: different identities lie {apart:.4f} apart on average, "
-            f"with a margin of {margin:g}. The pull on genuine pairs has won. What helps: a larger --margin (0.5 to "
-            f"1.2), --impostors active (now {recipe.impostors}), a smaller --learning-rate (now "
-            f"{recipe.learning_rate:g}); and look whether identities share images (`diptych lint`)."
+            f"The weights became no numbers in epoch {row['epoch']}. A smaller --learning-rate than "
+            f"{recipe.learning_rate:g} usually mends it."
         )
-    if row["train_impostor_term"] == 0 and row["train_genuine_term"] > 0:
+    unfolded = row["steps"] >= UNFOLDING and row["epoch"] >= recipe.epochs / 4
+    if unfolded and _is_collapsed(row):
+        raise TrainingFailed(
+            f"The embeddings collapsed in epoch {row['epoch']}: different identities lie "
+            f"{row['validation_impostor_distance']:.4f} apart on average, with a margin of {margin:g}. The pull on "
+            f"genuine pairs has won. What helps: a larger --margin (0.5 to 1.2), --impostors active (now "
+            f"{recipe.impostors}), a smaller --learning-rate (now {recipe.learning_rate:g}); and look whether "
+            "identities share images (`diptych lint`)."
+        )
+    # Semi-hard mining leaves nothing, too, where every impostor is nearer than the genuine partner.
+    if row["train_impostor_term"] == 0 and row["train_genuine_term"] > 0 and recipe.impostors != "semi-hard":
         _once(
             warnings,
             f"From epoch {row['epoch']} on there were epochs in which every impostor pair lay beyond the margin "
             f"{margin:g}, so nothing pushed identities apart. If the error rates do not satisfy: a larger --margin, "
             "more --identities-per-batch, or a larger --near-share.",
         )
+
+
+def after(row: dict[str, Any], warnings: list[str]) -> None:
+    """Look at the epoch that is kept."""
     eer = row["validation_eer"]
-    if row["epoch"] == recipe.epochs and eer is not None and eer > 0.4:
+    if _is_collapsed(row):
         _once(
             warnings,
-            f"After the last epoch the EER on unseen identities is {eer:.0%}, hardly better than chance (50 %). "
-            "More images, more --epochs, or other --weights to start from; and look whether the folders are "
-            "what they should be (`diptych lint`).",
+            f"Different identities lie {row['validation_impostor_distance']:.4f} apart on average: the run was too "
+            "short to unfold the embeddings. More --epochs, or a larger --learning-rate.",
         )
+    if eer is not None and eer > 0.4:
+        _once(
+            warnings,
+            f"On identities that it was not trained on the EER is {eer:.0%}, hardly better than chance (50 %). More "
+            "images, more --epochs, or other --weights to start from; and look whether the folders are what they "
+            "should be (`diptych lint`).",
+        )
+
+
+def _is_collapsed(row: dict[str, Any]) -> bool:
+    apart = row["validation_impostor_distance"]
+    return apart is not None and not apart > COLLAPSED
 
 
 def _once(warnings: list[str], words: str) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from app.checkpoint import printable
 from app.errors import UsageError
-from app.image import ImageU8
+from app.image import BLANK_RANGE, ImageU8
 from app.matching import EmbeddingsF32
 from training.dataset import Dataset, SplitName
 from training.pairs import Int
@@ -77,6 +77,7 @@ def look(
         *_duplicates(dataset, split_I, near, "near", "nearly the same picture"),
         *_mislabelled(dataset, vectors_ND, similar_NK, nearest_NK),
         *_single_images(dataset),
+        *_blank(dataset),
         *_unreadable(dataset),
     ]
     found = [replace(finding, places=tuple(map(printable, finding.places))) for finding in found]
@@ -98,13 +99,13 @@ def _split_folders(dataset: Dataset) -> list[Finding]:
     below: dict[PurePosixPath, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in dataset.identities:
         parts = PurePosixPath(name).parts
-        for level in range(len(parts) - 1):
+        for level in range(len(parts)):
             below[PurePosixPath(*parts[:level])][parts[level]].add("/".join(parts[level + 1 :]))
     places = []
     for parent, children in below.items():
         for a, b in combinations(sorted(children), 2):
             common = children[a] & children[b]
-            split = a.lower() in SPLIT_NAMES or b.lower() in SPLIT_NAMES
+            split = a.lower() in SPLIT_NAMES and b.lower() in SPLIT_NAMES
             if split and len(common) > 0.5 * min(len(children[a]), len(children[b])):
                 example = sorted(common)[0]
                 places.append(f"{parent / a / example} and {parent / b / example} ({len(common):,} such pairs)")
@@ -150,7 +151,7 @@ def _duplicates(
             across_identities.append(place)
     exact = kind == "exact"
     found = [
-        (f"{kind}_across_splits", f"{words} under two identities, on two sides of the split", across_splits, exact),
+        (f"{kind}_across_splits", f"{words} under two identities, on two sides of the split", across_splits, True),
         (f"{kind}_across_identities", f"{words} under two identities", across_identities, exact),
         (f"{kind}_within_identity", f"{words} twice in one identity, a genuine pair too easy", within, False),
     ]
@@ -186,9 +187,11 @@ def _nearest_own(identity_N: Int, vectors_ND: EmbeddingsF32) -> EmbeddingsF32:
     nearest_N = np.full(len(identity_N), np.inf, dtype=np.float32)
     for identity in np.unique(identity_N):
         own = np.flatnonzero(identity_N == identity)
-        cosine = vectors_ND[own] @ vectors_ND[own].T
-        np.fill_diagonal(cosine, -np.inf)
-        nearest_N[own] = np.sqrt(np.maximum(2 - 2 * cosine.max(axis=1), 0))
+        for start in range(0, len(own) if len(own) > 1 else 0, 1024):
+            some = own[start : start + 1024]
+            cosine = vectors_ND[some] @ vectors_ND[own].T
+            cosine[np.arange(len(some)), start + np.arange(len(some))] = -np.inf  # each with itself
+            nearest_N[some] = np.sqrt(np.maximum(2 - 2 * cosine.max(axis=1), 0))
     return nearest_N
 
 
@@ -198,6 +201,15 @@ def _single_images(dataset: Dataset) -> list[Finding]:
         return []
     words = f"{len(single):,} of {len(dataset.identities):,} identities have one image, and no genuine pair"
     return [Finding("single_image", words, tuple(dataset.identities[i] for i in single))]
+
+
+def _blank(dataset: Dataset) -> list[Finding]:
+    """Sheets with nothing on them, which the service refuses to compare."""
+    blank = []
+    for start in range(0, len(dataset), 1024):
+        spans = np.ptp(dataset.images_NHWC[start : start + 1024], axis=(1, 2)).max(axis=1)
+        blank += [dataset.paths[start + index] for index in np.flatnonzero(spans < BLANK_RANGE)]
+    return [Finding("blank", f"{len(blank):,} images are blank", tuple(blank))] if blank else []
 
 
 def _unreadable(dataset: Dataset) -> list[Finding]:

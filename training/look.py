@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from app.image import Preprocessing
 from training.dataset import decode_file, image_files
@@ -12,6 +12,8 @@ from training.recipe import Recipe
 
 # Images whose longer side is at most this are small: digits, characters, icons, faces cut out.
 SMALL = 160
+# Share of pixels near one end or the other from which on an image is line art.
+LINE_ART = 0.85
 
 
 @dataclass(frozen=True)
@@ -25,29 +27,34 @@ class Look:
 
 
 def look_at(root: Path) -> Look:
-    """Look at 100 images of a folder tree. Line art: nearly all pixels are nearly as light as paper or as dark
-    as ink, of whatever colour these are."""
+    """Look at 100 images of a folder tree.
+
+    Line art is grey, and nearly all of its pixels are nearly paper or nearly ink, be they black, white or else.
+    """
     paths = image_files(root)
     to = Preprocessing(height=64, width=64, channels=3, aspect="stretch")
-    sides, ratios, colour, extreme = [100.0], [], False, []
+    sides, ratios, colour, flat = [], [], False, []
     for path in paths[:: max(1, len(paths) // 100)]:
         decoded = decode_file(path, to)
         if decoded is None:
             continue
         with Image.open(path) as image:
-            sides.append(max(image.size))
-            ratios.append(image.width / image.height)
+            width, height = image.size
+            if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # stored on its side
+                width, height = height, width
+        sides.append(max(width, height))
+        ratios.append(width / height)
         pixels = decoded[0].astype(np.float32)
         colour = colour or bool(np.ptp(pixels, axis=2).max() > 16)
         grey = pixels.mean(axis=2)
         low, high = np.percentile(grey, (1, 99))
-        paper = np.bincount(grey.astype(np.int64).ravel(), minlength=256).argmax()
-        extreme.append(float((np.abs(grey - paper) < 0.15 * max(1.0, high - low)).mean()))
+        level = (grey - low) / max(1.0, high - low)
+        flat.append(float(((level < 0.25) | (level > 0.75)).mean()))
     return Look(
-        longer_side=float(np.median(sides[1:] or sides)),
+        longer_side=float(np.median(sides)) if sides else 0.0,
         ratios=(min(ratios, default=1.0), max(ratios, default=1.0)),
         colour=colour,
-        line_art=bool(extreme) and float(np.median(extreme)) > 0.6,
+        line_art=not colour and bool(flat) and float(np.median(flat)) > LINE_ART,
     )
 
 

@@ -17,6 +17,9 @@ from app.matching import MAX_DISTANCE, EmbeddingsF32
 STEPS = 20_000
 GRID: NDArray[np.float64] = np.linspace(0.0, MAX_DISTANCE, STEPS + 1)
 
+# Images compared with all that follow at a time.
+ROWS = 512
+
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
@@ -88,27 +91,34 @@ def count_pairs(embeddings_ND: EmbeddingsF32, identity_N: Int, group_N: Int) -> 
     genuine, impostor, near = (np.zeros(size, dtype=np.int64) for _ in range(3))
     closest: list[Float] = []
     for start, count in zip(starts, sizes, strict=True):
-        mine, later = slice(start, start + count), slice(start + count, None)
-        # float64 throughout: the expansion |a|^2 + |b|^2 - 2ab is then exact to 1e-8, far below a step.
-        square = square_N[mine, None] + square_N[None, start:] - 2 * embeddings_ND[mine] @ embeddings_ND[start:].T
-        distance = np.sqrt(np.maximum(square, 0))
-        pairs = distance[:, :count][np.triu_indices(count, 1)]
-        if len(pairs):
-            bins = np.bincount(grid_index(pairs), minlength=size)
-            genuine += bins
-            genuine_weight += bins / len(pairs)
-        others = distance[:, count:]
-        if not others.size:
-            continue
-        index = grid_index(others)
-        weight = np.broadcast_to(share_N[later] / count, others.shape)
-        impostor += np.bincount(index.ravel(), minlength=size)
-        impostor_weight += np.bincount(index.ravel(), weights=weight.ravel(), minlength=size)
-        if grouped:
-            columns = group_N[later] == group_N[start]
-            near += np.bincount(index[:, columns].ravel(), minlength=size)
-            near_weight += np.bincount(index[:, columns].ravel(), weights=weight[:, columns].ravel(), minlength=size)
-        closest.append(np.minimum.reduceat(others.min(axis=0), starts[starts >= start + count] - start - count))
+        end = start + count
+        own_bins = np.zeros(size, dtype=np.int64)
+        nearest = np.full(len(identity_N) - end, np.inf)
+        columns = group_N[end:] == group_N[start]
+        for first in range(start, end, ROWS):
+            some = slice(first, min(first + ROWS, end))
+            # float64 throughout: the expansion |a|^2 + |b|^2 - 2ab is then exact to 1e-8, far below a step.
+            square = square_N[some, None] + square_N[None, first:] - 2 * embeddings_ND[some] @ embeddings_ND[first:].T
+            distance = np.sqrt(np.maximum(square, 0))
+            own = distance[:, : end - first]
+            own_bins += np.bincount(grid_index(own[np.triu_indices(len(own), 1, own.shape[1])]), minlength=size)
+            others = distance[:, end - first :]
+            if not others.size:
+                continue
+            index = grid_index(others)
+            weight = np.broadcast_to(share_N[end:] / count, others.shape)
+            impostor += np.bincount(index.ravel(), minlength=size)
+            impostor_weight += np.bincount(index.ravel(), weights=weight.ravel(), minlength=size)
+            if grouped:
+                near += np.bincount(index[:, columns].ravel(), minlength=size)
+                near_weight += np.bincount(
+                    index[:, columns].ravel(), weights=weight[:, columns].ravel(), minlength=size
+                )
+            nearest = np.minimum(nearest, others.min(axis=0))
+        genuine += own_bins
+        genuine_weight += own_bins / max(1, own_bins.sum())
+        if len(nearest):
+            closest.append(np.minimum.reduceat(nearest, starts[starts >= end] - end))
     return PairCounts(
         genuine_weight_G=_normalised(genuine_weight),
         impostor_weight_G=_normalised(impostor_weight),

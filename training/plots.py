@@ -1,6 +1,6 @@
 """Pictures of a training run, drawn for a reader: each returns a figure, none touches global state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -18,6 +18,8 @@ from app.matching import EmbeddingsF32
 from training.hardest import Pair
 from training.pairs import GRID, Float, Int, PairCounts
 
+# One image `[H, W, C]` of those that a plot is of, by its index.
+Picture = Callable[[int], ImageU8]
 GENUINE, IMPOSTOR, NEAR, INK = "#1b7f5c", "#c2452d", "#e39b2d", "#33333b"
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -156,7 +158,7 @@ def reliability(predicted_B: Float, observed_B: Float, share_B: Float) -> Figure
 
 
 @matplotlib.rc_context(STYLE)
-def hardest(pairs: Sequence[Pair], images_NHWC: ImageU8, names: Sequence[str], title: str, columns: int = 4) -> Figure:
+def hardest(pairs: Sequence[Pair], picture: Picture, names: Sequence[str], title: str, columns: int = 4) -> Figure:
     """Pairs side by side, each with its distance and the names of what it shows."""
     rows = max(1, -(-len(pairs) // columns))
     figure = Figure(figsize=(2.7 * columns, 1.95 * rows + 0.4), layout="constrained")
@@ -164,7 +166,7 @@ def hardest(pairs: Sequence[Pair], images_NHWC: ImageU8, names: Sequence[str], t
     for number, pair in enumerate(pairs):
         ax = figure.add_subplot(rows, columns, number + 1)
         ax.axis("off")
-        first, second = images_NHWC[pair.first], images_NHWC[pair.second]
+        first, second = picture(pair.first), picture(pair.second)
         gap = np.full((first.shape[0], max(1, first.shape[1] // 40), first.shape[2]), 190, dtype=np.uint8)
         side_by_side = np.concatenate([gap, first, gap, second, gap], axis=1)
         edge = np.full_like(side_by_side[: gap.shape[1]], 190)
@@ -172,35 +174,34 @@ def hardest(pairs: Sequence[Pair], images_NHWC: ImageU8, names: Sequence[str], t
         ax.imshow(framed.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         shown = dict.fromkeys((names[pair.first], names[pair.second]))
         words = "\n".join(name if len(name) <= 30 else "…" + name[-29:] for name in shown)
-        ax.set_title(f"{pair.distance:.3f}\n{words}", fontsize=8, fontweight="normal", loc="left")
+        ax.set_title(f"{pair.distance:.3f}\n{words}", fontsize=8, fontweight="normal", loc="left", parse_math=False)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def projection(embeddings_ND: EmbeddingsF32, identity_N: Int, images_NHWC: ImageU8 | None, seed: int) -> Figure:
+def projection(embeddings_ND: EmbeddingsF32, identity_N: Int, picture: Picture | None, seed: int) -> Figure:
     """PCA and t-SNE of up to 12 unseen identities, a colour each; a thumbnail, if there are images, stands beside
     each one's middle."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(np.unique(identity_N))[:12]
-    some = np.flatnonzero(np.isin(identity_N, chosen))[:400]
+    chosen = np.random.default_rng(seed).permutation(np.unique(identity_N))[:12]
+    seed %= 2**32  # scikit-learn's seeds end there
+    some = np.concatenate([np.flatnonzero(identity_N == identity)[: 400 // 12] for identity in chosen])
     points = embeddings_ND[some].astype(np.float64)
     figure, axes = _figure(2)
     figure.set_size_inches(11, 5.2)
     colours = matplotlib.colormaps["tab20"](np.linspace(0, 1, 20))
     perplexity = min(30.0, max(1.0, (len(some) - 1) / 4))
-    flat = {
-        "PCA": PCA(2, random_state=seed).fit_transform(points),
-        "t-SNE": TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points),
-    }
-    for ax, (name, xy) in zip(axes, flat.items(), strict=True):
+    flat = {"PCA": PCA(2, random_state=seed).fit_transform(points)}
+    if np.ptp(flat["PCA"], axis=0).min() > 1e-6:  # t-SNE can't start from one point
+        flat["t-SNE"] = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+    for ax, (name, xy) in zip(axes, flat.items(), strict=False):
         ax.grid(visible=False)
         ax.set(title=f"{name} of identities never trained on", xticks=[], yticks=[])
         for number, identity in enumerate(chosen):
             mine = xy[identity_N[some] == identity]
             ax.scatter(mine[:, 0], mine[:, 1], s=18, color=colours[number], alpha=0.8, linewidths=0)
-            if images_NHWC is None:
+            if picture is None:
                 continue
-            image = images_NHWC[some][identity_N[some] == identity][0]
+            image = picture(int(some[identity_N[some] == identity][0]))
             thumbnail = OffsetImage(image.squeeze(), zoom=26 / max(image.shape[:2]), cmap="gray")
             box = AnnotationBbox(
                 thumbnail,

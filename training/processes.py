@@ -12,24 +12,35 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from app.errors import UsageError
 from training.recipe import Recipe
 
 
-def open_fabric(recipe: Recipe) -> Fabric:
-    """The device, precision and processes of this run: those that `torchrun` started, or this one."""
+def open_fabric(recipe: Recipe, device: str = "auto") -> Fabric:
+    """The device, precision and processes of this run: those that `torchrun` started, or this one.
+
+    Raises `UsageError` for a device that is not there, or not there for each process.
+    """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     torch.set_num_threads(recipe.threads or max(1, (os.cpu_count() or 1) // _here()))
     torch.manual_seed(recipe.seed)
-    fabric = Fabric(
-        accelerator="auto",
-        devices=_here(),
-        num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // _here()),
-        strategy="ddp" if "TORCHELASTIC_RUN_ID" in os.environ else "auto",
-        precision=PRECISIONS[_precision(recipe)],
-    )
+    try:
+        fabric = Fabric(
+            accelerator=device,
+            devices=_here(),
+            num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // _here()),
+            strategy="ddp" if "TORCHELASTIC_RUN_ID" in os.environ else "auto",
+            precision=PRECISIONS[_precision(recipe, device)],
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as problem:
+        raise UsageError(
+            f"{_here()} processes can't train on the device {device!r}: {' '.join(str(problem).split())} "
+            "--device cpu works everywhere."
+        ) from None
     fabric.launch()
     return fabric
 
@@ -42,14 +53,14 @@ def _here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _precision(recipe: Recipe) -> str:
+def _precision(recipe: Recipe, device: str) -> str:
     """As asked, or what is faster: bfloat16 where the processor multiplies it natively, else float32.
 
     A processor without such instructions emulates them and is slower than in float32.
     """
     if recipe.precision != "auto":
         return recipe.precision
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and device in ("auto", "cuda"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "16"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if native else "32"

@@ -160,7 +160,7 @@ def read_recipe(name_or_file: str | None, options: Mapping[str, Any]) -> Recipe:
     where = "The recipe"
     if name_or_file is not None:
         bundled = files("training") / "recipes" / f"{name_or_file}.toml"
-        path = Path(str(bundled)) if bundled.is_file() and not Path(name_or_file).exists() else Path(name_or_file)
+        path = Path(str(bundled)) if bundled.is_file() and not Path(name_or_file).is_file() else Path(name_or_file)
         where = str(path)
         try:
             chosen = tomllib.loads(path.read_text(encoding="utf-8"))

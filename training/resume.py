@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins import Precision
 from torch import nn
 
 from app.errors import UsageError
@@ -49,6 +50,7 @@ def save_state(
     averaged: Encoder,
     best: Encoder,
     optimizer: torch.optim.Optimizer,
+    precision: Precision,
 ) -> None:
     """Write the state at once, by a rename, so that an interruption leaves the one before.
 
@@ -63,6 +65,7 @@ def save_state(
         "averaged": averaged.state_dict(),
         "best": None if best is averaged else best.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "precision": precision.state_dict(),  # the scale of float16 gradients
     }
     unfinished = path.with_name(path.name + ".tmp")
     torch.save(state, unfinished)
@@ -75,6 +78,7 @@ def load_state(
     learner: nn.Module,
     averaged: Encoder,
     optimizer: torch.optim.Optimizer,
+    precision: Precision,
 ) -> tuple[Progress, Encoder]:
     """Put the state back into the run's parts. Returns how far it had come, and the best encoder.
 
@@ -93,6 +97,7 @@ def load_state(
     learner.load_state_dict(state["learner"])
     averaged.load_state_dict(state["averaged"])
     optimizer.load_state_dict(state["optimizer"])
+    precision.load_state_dict(state["precision"])
     best = averaged
     if state["best"] is not None:
         best = copy.deepcopy(averaged)

@@ -9,17 +9,18 @@ import numpy as np
 from app.checkpoint import Architecture, Checkpoint
 from app.errors import UsageError
 from training import health, lint, report
-from training.dataset import Dataset, new_directory, read_dataset, split_identities
+from training.dataset import Dataset, check_new, new_directory, read_dataset, split_identities
 from training.export import write_checkpoint
 from training.fit import fit
 from training.look import settle
-from training.margins import search_margin
+from training.margins import MARGINS, search_margin
 from training.network import build
 from training.pairs import Int
 from training.processes import open_fabric
 from training.recipe import Recipe
 from training.resume import STATE
 from training.scalars import scalars
+from training.weights import check_weights, load_weights, refuse_leak, scaling_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Options:
     """What of a run is no part of the recipe: it does not change what is learned."""
 
     command: str = ""
+    device: str = "auto"
     resume: bool = False
     despite_lint: bool = False
     report_images: bool = True
@@ -40,7 +42,9 @@ def train(data: Path, output: Path, recipe: Recipe, options: Options) -> Checkpo
     `UsageError` for data or an output that can't be used, `TrainingFailed` where training diverges or the
     exported encoder is not the trained one.
     """
-    fabric = open_fabric(recipe)
+    _check_output(output, data, resume=options.resume)
+    check_weights(recipe)
+    fabric = open_fabric(recipe, options.device)
     recipe = settle(data, recipe)
     preprocessing = recipe.preprocessing
     dataset = read_dataset(data, preprocessing, progress=options.progress and fabric.is_global_zero)
@@ -57,20 +61,27 @@ def train(data: Path, output: Path, recipe: Recipe, options: Options) -> Checkpo
         findings = lint.look(dataset, splits, progress=options.progress)
         if not options.despite_lint:
             lint.refuse(findings, data)
-        _open_output(output, resume=options.resume)
+            refuse_leak(recipe, dataset)
+        if not options.resume:
+            new_directory(output, data)
     fabric.barrier()
 
     architecture = architecture_of(dataset, images["train"], recipe)
     network, loaded = build(architecture), None
     if recipe.weights:
-        from training.backbones import load_weights  # torchvision takes a second to import
-
-        loaded = load_weights(network, recipe.backbone, recipe.weights)
+        loaded = load_weights(network, recipe)
     warnings = [*health.before(recipe), *(str(finding) for finding in findings)]
     tried: list[dict[str, Any]] = []
     if recipe.margin == "search":
         recipe, tried = search_margin(
-            fabric, network, dataset, splits["train"], images["calibration"], recipe, progress=options.progress
+            fabric,
+            network,
+            dataset,
+            splits["train"],
+            images["calibration"],
+            recipe,
+            found=output / MARGINS,
+            progress=options.progress,
         )
     with scalars(output / "report" / "tensorboard", enabled=fabric.is_global_zero) as record:
         averaged, done = fit(
@@ -89,41 +100,43 @@ def train(data: Path, output: Path, recipe: Recipe, options: Options) -> Checkpo
     averaged.cpu()
     training = {
         **recipe.model_dump(),
-        "minutes": round(sum(row["seconds"] for row in done.history) / 60, 1),
-        "command": options.command,
+        "minutes": round(sum(row["seconds"] for row in (*tried, *done.history)) / 60, 1),
+        "command": _command(options.command, fabric.world_size),
         "device": str(fabric.device),
         "processes": fabric.world_size,
         "precision_used": str(fabric.strategy.precision.precision),
-        "best_epoch": done.best_epoch,
+        "kept_epoch": done.best_epoch if recipe.patience else done.epoch,
         "weights_loaded": loaded,
         "margins_tried": tried,
         "warnings": [*warnings, *done.warnings],
     }
     sealed = write_checkpoint(output, averaged, dataset, splits, preprocessing, architecture, recipe, training)
     report.write(sealed, dataset, splits, done.history, findings, with_images=options.report_images)
-    (output / STATE).unlink(missing_ok=True)
+    for name in (STATE, MARGINS):
+        (output / name).unlink(missing_ok=True)
     return sealed
 
 
-def _open_output(output: Path, *, resume: bool) -> None:
-    """The directory of a new run, or of one that is to go on."""
-    if not resume:
-        if (output / STATE).exists():
-            raise UsageError(
-                f"{output} holds an unfinished run: go on with it by --resume, or give a new directory, "
-                "so that nothing is lost."
-            )
-        new_directory(output)
-    elif not (output / STATE).exists():
+def _check_output(output: Path, data: Path, *, resume: bool) -> None:
+    """Mistakes that are better named before the images are read."""
+    if resume and not (output / STATE).exists() and not (output / MARGINS).exists():
         raise UsageError(f"There is nothing to resume: {output / STATE} is missing. Leave --resume away to start anew.")
+    if not resume and (output / STATE).exists():
+        raise UsageError(
+            f"{output} holds an unfinished run: go on with it by --resume, or give a new directory, so that nothing is "
+            "lost."
+        )
+    if not resume:
+        check_new(output, data)
+
+
+def _command(words: str, processes: int) -> str:
+    return words if processes == 1 else f"torchrun --nproc-per-node {processes} --no-python {words}"
 
 
 def architecture_of(dataset: Dataset, train_N: Int, recipe: Recipe) -> Architecture:
     """The network that the recipe asks for, scaled to the pixels of (a sample of) the training images."""
-    sample = np.sort(np.random.default_rng(recipe.seed).permutation(train_N)[:2000])
-    pixels = dataset.images_NHWC[sample].astype(np.float64) / 255
-    mean = [round(float(value), 4) for value in pixels.mean(axis=(0, 1, 2))]
-    std = [round(max(float(value), 0.05), 4) for value in pixels.std(axis=(0, 1, 2))]
+    mean, std = _mean_and_std(dataset, train_N, recipe.seed)
     options: dict[str, Any] = {
         "embedding_dim": recipe.embedding_dim,
         "channels": recipe.channels,
@@ -137,11 +150,22 @@ def architecture_of(dataset: Dataset, train_N: Int, recipe: Recipe) -> Architect
         blocks = [[width, 2 if n == 0 else 1] for width in widths for n in range(recipe.depth)]
         options |= {"stem": _wide(STEM, recipe.width), "blocks": blocks, "mean": mean, "std": std}
     else:
-        from training.backbones import IMAGENET_MEAN, IMAGENET_STD
-
-        known = recipe.weights is not None
-        options |= {"mean": IMAGENET_MEAN if known else mean, "std": IMAGENET_STD if known else std}
+        options |= {"mean": mean, "std": std}
+    options |= scaling_of(recipe)
     return Architecture(name=recipe.backbone, options=options)
+
+
+def _mean_and_std(dataset: Dataset, train_N: Int, seed: int) -> tuple[list[float], list[float]]:
+    """Of each channel in [0, 1], over a sample of the training images."""
+    sample = np.sort(np.random.default_rng(seed).permutation(train_N)[:2000])
+    total, squares, count = np.zeros(dataset.images_NHWC.shape[3]), np.zeros(dataset.images_NHWC.shape[3]), 0
+    for start in range(0, len(sample), 64):
+        pixels = dataset.images_NHWC[sample[start : start + 64]].astype(np.float64) / 255
+        total, squares = total + pixels.sum(axis=(0, 1, 2)), squares + np.square(pixels).sum(axis=(0, 1, 2))
+        count += pixels[..., 0].size
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return [round(float(value), 4) for value in mean], [round(max(float(value), 0.05), 4) for value in std]
 
 
 # Channels of each stage of the compact backbone. Its stem halves the image, and so does each stage: full resolution is

@@ -113,7 +113,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 def test_patience_stops_early_and_keeps_the_best_epoch(tmp_path: Path) -> None:
     """Far fewer epochs than allowed, and the figures of the best of them."""
-    best = train(tmp_path / "out", epochs=200, patience=2, learning_rate=0.02).training["best_epoch"]
+    best = train(tmp_path / "out", epochs=200, patience=2, learning_rate=0.02).training["kept_epoch"]
     rows = history(tmp_path / "out")
     assert len(rows) == best + 2 < 200
     assert min(rows, key=lambda row: row["validation_eer"])["epoch"] == best
@@ -144,7 +144,7 @@ def test_a_margin_that_keeps_nothing_apart_ends_the_run_with_advice(tmp_path: Pa
 
 def row(**changes: float | None) -> dict[str, float | None]:
     usual = {"epoch": 10, "steps": 500, "train_genuine_term": 0.1, "train_impostor_term": 0.1, "validation_eer": 0.1,
-             "validation_impostor_distance": 1.0}  # fmt: skip
+             "validation_loss": 0.1, "validation_impostor_distance": 1.0}  # fmt: skip
     return {**usual, **changes}
 
 
@@ -156,8 +156,12 @@ def test_each_trouble_is_named_with_its_advice() -> None:
     health.judge(row(train_impostor_term=0.0), recipe, warnings)
     health.judge(row(train_impostor_term=0.0), recipe, warnings)
     assert len(warnings) == 1 and "beyond the margin" in warnings[0] and "--margin" in warnings[0]
-    health.judge(row(validation_eer=0.48), recipe, warnings)
+    health.after(row(validation_eer=0.48), warnings)
     assert len(warnings) == 2 and "chance" in warnings[1]
+    health.after(row(validation_impostor_distance=0.01), warnings)
+    assert len(warnings) == 3 and "unfold" in warnings[2]
+    with pytest.raises(TrainingFailed, match=r"no numbers.*--learning-rate"):
+        health.judge(row(validation_loss=float("nan")), recipe, warnings)
     with pytest.raises(TrainingFailed, match=r"collapsed.*--margin"):
         health.judge(row(validation_impostor_distance=0.01), recipe, warnings)
     assert "right angles" in health.before(Recipe(margin=1.8))[0]

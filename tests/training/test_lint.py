@@ -64,6 +64,28 @@ def test_the_folders_of_a_split_side_by_side_are_refused(tmp_path: Path) -> None
     assert "split_folders" in words and "Test/character01 and train/character01 (10 such pairs)" in words
 
 
+def test_a_split_inside_an_identity_is_refused_and_a_vehicle_called_train_is_not(data: Path) -> None:
+    """`X/train` beside `X/test`; but `things/train` beside `things/car`."""
+    images = sorted((data / "Greek" / "character01").glob("*.png"))
+    for part, own in (("train", images[:5]), ("test", images[5:])):
+        (data / "x" / part).mkdir(parents=True)
+        for path in own:
+            path.rename(data / "x" / part / path.name)
+    status, words = lint(data)
+    assert status == 1 and "x/test and x/train" in words
+    shutil.rmtree(data / "x")
+    (data / "things").mkdir()
+    (data / "Latin").rename(data / "things" / "train")
+    (data / "Sanskrit").rename(data / "things" / "car")
+    assert "split_folders" not in lint(data)[1]
+
+
+def test_blank_sheets_are_named(data: Path) -> None:
+    """The service refuses them, so they should teach nothing."""
+    Image.new("L", (105, 105), 255).save(data / "Greek" / "character01" / "blank.png")
+    assert "blank: 1 images are blank" in lint(data)[1]
+
+
 def test_nearly_the_same_picture_is_found_across_identities_and_within_one(data: Path) -> None:
     """Saved again as a JPEG of another size: other bytes, the same drawing."""
     for number, (source, target) in enumerate((("Greek/character01", "Greek/character02"), ("Latin/character01",) * 2)):

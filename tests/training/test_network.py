@@ -13,11 +13,12 @@ from app import checkpoint as format_1
 from app.checkpoint import Architecture
 from app.errors import UsageError
 from app.image import Preprocessing, decode
-from training.backbones import TorchvisionEncoder, load_weights
+from training.backbones import TorchvisionEncoder
 from training.export import check_parity, round_weights, write_encoder
 from training.network import Encoder, build
 from training.recipe import Recipe
 from training.train import Options, train
+from training.weights import check_weights, load_weights
 
 NAMES = ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "resnet18", "resnet50", "convnext_tiny")
 
@@ -84,7 +85,7 @@ def test_weights_of_torchvision_come_from_a_local_file(name: str, tmp_path: Path
     for file in ("weights.pth", "weights.safetensors"):
         network = build(architecture(name, channels=3))
         assert isinstance(network, TorchvisionEncoder)
-        assert "tensors from" in load_weights(network, name, str(tmp_path / file))
+        assert "tensors from" in load_weights(network, Recipe(backbone=name, weights=str(tmp_path / file)))  # type: ignore[arg-type]
         image = torch.rand(2, 3, 64, 64)
         whole.eval()
         network.eval()
@@ -100,16 +101,34 @@ def test_weights_that_do_not_fit_or_cannot_be_read_are_refused(tmp_path: Path) -
     torch.save(models.get_model("mobilenet_v3_small").state_dict(), tmp_path / "other.pth")
     torch.save({"evil": Path("x")}, tmp_path / "object.pth")
     (tmp_path / "text.pth").write_text("no weights")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     for source, words in (
         ("other.pth", "another network"),
         ("object.pth", "can't be read"),
         ("text.pth", "can't be read"),
-        ("nowhere.pth", "can't be read"),
+        ("tensor.pth", "no state dict"),
     ):
         with pytest.raises(UsageError, match=words):
-            load_weights(network, "resnet18", str(tmp_path / source))
+            load_weights(network, Recipe(backbone="resnet18", weights=str(tmp_path / source)))
     with pytest.raises(UsageError, match="no pretrained weights"):
-        load_weights(build(architecture("compact")), "compact", "pretrained")
+        check_weights(Recipe(weights="pretrained"))
+    with pytest.raises(UsageError, match="no such file"):
+        check_weights(Recipe(weights=str(tmp_path / "nowhere.pth")))
+
+
+def test_images_too_small_for_a_backbone_are_refused() -> None:
+    """Before the first step, with what to change."""
+    small = architecture("convnext_tiny")
+    with pytest.raises(UsageError, match="--image-size"):
+        build(small.model_copy(update={"options": {**small.options, "image_size": 16}}))
+
+
+def test_weights_that_learned_the_test_identities_are_refused(trained: Path, tmp_path: Path) -> None:
+    """The same folder, split by another seed: what was learned would count as unseen."""
+    recipe = Recipe(epochs=1, width=0.5, image_size=32, calibration_share=0.3, test_share=0.3, weights=str(trained),
+                    seed=1, threads=1)  # fmt: skip
+    with pytest.raises(UsageError, match=r"another seed.*--despite-lint"):
+        train(BACKGROUND, tmp_path / "out", recipe, Options(progress=False))
 
 
 def test_training_goes_on_from_a_checkpoint_of_ones_own(trained: Path, tmp_path: Path) -> None:
