@@ -99,7 +99,6 @@ def write(
             findings=findings,
             with_images=with_images,
             recipe_names=list(Recipe.model_fields),
-            directory=directory,
             pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         ),
     )
