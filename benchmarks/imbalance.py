@@ -16,10 +16,14 @@ import numpy as np
 import torch
 
 from training import fit as loop
+from training import health
 from training.augment import KINDS, apply, draw
 from training.batches import Batches, Int
+from training.calibration import equal_error_rates
 from training.dataset import Dataset, read_dataset
-from training.network import build, to_float
+from training.export import embed
+from training.network import Encoder, build, to_float
+from training.pairs import count_pairs
 from training.processes import open_fabric
 from training.recipe import Recipe
 from training.train import architecture_of
@@ -44,7 +48,7 @@ def grown(data: Dataset, identity: int) -> Dataset:
     rng = np.random.default_rng(0)
     index = rng.choice(own, MANY)
     images = to_float(torch.from_numpy(data.images_NHWC[index]))
-    moved = apply(images, draw(KINDS["lines"].times(0.5), MANY, 1, 1, rng))
+    moved = apply(images, draw(KINDS["lines"].times(0.5), np.arange(MANY), 1, 1, rng))
     pixels = (moved * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return replace(
         data,
@@ -52,6 +56,14 @@ def grown(data: Dataset, identity: int) -> Dataset:
         identity_N=np.concatenate([data.identity_N, np.full(MANY, identity)]),
         paths=[*data.paths, *(f"grown/{number}" for number in range(MANY))],
     )
+
+
+def eer_of(network: Encoder, data: Dataset, identities: Int) -> float:
+    index = data.images_of(identities)
+    counts = count_pairs(embed(network, data.images_NHWC, index), data.identity_N[index], data.group_N[index])
+    eer, _ = equal_error_rates(counts)
+    assert eer is not None
+    return eer
 
 
 def main(root: Path) -> None:
@@ -81,13 +93,15 @@ def main(root: Path) -> None:
         loop.Batches = kind  # type: ignore[misc]
         eers = []
         for seed in range(SEEDS):
-            per_epoch = max(1, round(len(drawings.images_of(train)) / 64))
-            chosen = recipe.but(seed=seed, epochs=max(1, round(STEPS / per_epoch)))
+            chosen = recipe.but(seed=seed)
             fabric = open_fabric(chosen)
             network = build(architecture_of(drawings, drawings.images_of(train), chosen))
-            validation = np.flatnonzero(np.isin(even.identity_N, unseen))
-            _, done = loop.fit(fabric, network, drawings, train, validation, chosen, progress=False)
-            eers.append(done.history[-1]["validation_eer"])
+            run = loop.Fit(fabric, network, drawings, train, chosen)
+            run.steps, watch = STEPS, health.Watch(1, chosen)  # one epoch of so many steps
+            run.learner.train()
+            for number in range(STEPS):
+                run.step(number, watch)
+            eers.append(eer_of(run.averaged, even, unseen))
         print(f"| {name} | {mean(eers):.1%} | {min(eers):.1%} to {max(eers):.1%} |", flush=True)
 
 

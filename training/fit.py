@@ -93,7 +93,9 @@ class Fit:
         index_B = self.batches.draw(number)
         channels = self.dataset.images_NHWC.shape[3]
         rng = np.random.default_rng((recipe.seed, number, 1))
-        moves = draw(self.how, self.balance.identities, self.balance.images, channels, rng)
+        identity_P = self.dataset.identity_N[index_B[:: self.balance.images]]
+        group_P = self.dataset.group_of_identity[identity_P]
+        moves = draw(self.how, group_P, self.balance.images, channels, rng)
         pixels_BHWC = torch.from_numpy(self.dataset.images_NHWC[index_B[self.share]]).to(device)
         images_BCHW = apply(to_float(pixels_BHWC), moves.part(self.share, device))
 
