@@ -3,7 +3,7 @@
     checkpoint.json        what this file describes; sha256 of the others and of itself
     encoder.onnx           uint8 pixels [N, H, W, C] -> unit float32 embeddings [N, D]; only N is dynamic
     encoder.safetensors    the same weights, for fine-tuning and export
-    calibration.npz        FMR and FNMR curves over a grid of distances
+    calibration.npz        FMR and FNMR curves over a grid of distances, their intervals, likelihood ratios
     report/                plots and metrics.json; outside the hashes, may be deleted
 
 Nothing in it is pickled, and nothing is loaded before its hash was compared.
@@ -66,7 +66,11 @@ class CalibrationFacts(Part):
     """Which images thresholds and error rates were measured on, and what they gave as a whole.
 
     `eer` and `same_group_eer` are measured on the identities that `measured_on` names; `note` says why
-    a threshold fell back to the margin, if it did.
+    a threshold fell back to the margin, if it did. `smallest_fmr` is the smallest false-match rate that the
+    calibration identities support. Intervals come from drawing anew `units` identities or groups, as
+    `intervals_over` says. `likelihood_ratio` names the fit behind the log-likelihood ratios, which stay within
+    `llr_bounds` (natural logarithms); `cllr` is what they cost on the test identities, in bits, and `cllr_min` the
+    least that any fit could.
     """
 
     fingerprint: str
@@ -78,6 +82,13 @@ class CalibrationFacts(Part):
     eer: float | None
     same_group_eer: float | None
     note: str | None = None
+    smallest_fmr: float | None = None
+    intervals_over: Literal["identity", "group"] | None = None
+    units: int | None = None
+    likelihood_ratio: str | None = None
+    llr_bounds: tuple[float, float] | None = None
+    cllr: float | None = None
+    cllr_min: float | None = None
 
 
 class Runtime(Part):

@@ -1,8 +1,10 @@
 """The command `diptych`: exit 0 on success, 2 on a mistake of the caller's, in one line and no traceback."""
 
+import json
 import sys
 import warnings
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import click
@@ -34,6 +36,7 @@ def cli() -> None:
     diptych train photos/ --output runs/mine     an encoder for your own images
     diptych evaluate runs/mine --data others/    how often it errs on images it never saw
     diptych serve --checkpoint runs/mine         the service, with yours
+    diptych report                               weak spots of what is enrolled
     """
 
 
@@ -47,6 +50,26 @@ def serve(**options: Any) -> None:
     from app.main import run  # the other commands need neither FastAPI nor a gallery
 
     run(**{name: value for name, value in options.items() if value is not None})
+
+
+@cli.command()
+@click.option("--data-dir", help="Where the gallery is kept [env DIPTYCH_DATA_DIR; default ./data].")
+@click.option("--checkpoint", help="Directory or bundled name [env DIPTYCH_CHECKPOINT; default `default`].")
+@click.option("--target-fmr", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Threshold to judge at.")
+@click.option("--output", type=click.Path(path_type=Path), help="A JSON file to write all of it to.")
+def report(target_fmr: float | None, output: Path | None, **options: Any) -> None:
+    """Find the weak spots of a gallery: what will be confused, and what looks enrolled by mistake.
+
+    For each collection: identities whose own references are called dissimilar, pairs of identities with references
+    that are called similar, and references that lie nearer to another identity than to their own. The service may run
+    meanwhile; nothing is changed.
+    """
+    from app.report import report_on
+
+    documents = report_on(target_fmr, **{name: value for name, value in options.items() if value is not None})
+    if output is not None:
+        output.write_text(json.dumps(documents, indent=2) + "\n")
+        click.echo(f"all of it in {output}")
 
 
 def main() -> None:

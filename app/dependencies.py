@@ -10,10 +10,11 @@ from fastapi import Depends, Request
 
 from app import checkpoint as format_1
 from app import gallery
+from app.calibration import Calibration
 from app.checkpoint import Description
 from app.database import Database
 from app.encoder import Encoder
-from app.errors import InvalidRequest, ModelMismatch, StorageUnavailable, UsageError
+from app.errors import DiptychError, InvalidRequest, ModelMismatch, StorageUnavailable, UsageError
 from app.index import GalleryIndex
 from app.metrics import Metrics
 from app.pipeline import Pipeline
@@ -26,6 +27,7 @@ class Resources:
 
     settings: Settings
     description: Description
+    calibration: Calibration
     encoder: Encoder
     pipeline: Pipeline
     database: Database
@@ -38,6 +40,14 @@ class Resources:
 def opened(settings: Settings) -> Iterator[Resources]:
     """Load the checkpoint and open the gallery. Raises `UsageError` for what the operator has to mend."""
     checkpoint = format_1.load(settings.checkpoint)
+    calibration = Calibration(checkpoint)
+    if settings.inconclusive_fmr is not None:
+        try:
+            calibration.band(calibration.choose(), settings.inconclusive_fmr)
+        except DiptychError as problem:
+            raise UsageError(
+                f"DIPTYCH_INCONCLUSIVE_FMR can't be {settings.inconclusive_fmr:g}: {problem.detail}"
+            ) from None
     encoder = Encoder(checkpoint, settings.encoder_threads)
     metrics = Metrics(encoder.model_id, version("diptych"))
     pipeline = Pipeline(encoder, settings, metrics)
@@ -47,6 +57,7 @@ def opened(settings: Settings) -> Iterator[Resources]:
         yield Resources(
             settings=settings,
             description=checkpoint.description,
+            calibration=calibration,
             encoder=encoder,
             pipeline=pipeline,
             database=database,
@@ -102,6 +113,10 @@ def _description(resources: ResourcesDep) -> Description:
     return resources.description
 
 
+def _calibration(resources: ResourcesDep) -> Calibration:
+    return resources.calibration
+
+
 def _pipeline(resources: ResourcesDep) -> Pipeline:
     return resources.pipeline
 
@@ -123,6 +138,7 @@ def _settings(resources: ResourcesDep) -> Settings:
 
 
 DescriptionDep = Annotated[Description, Depends(_description)]
+CalibrationDep = Annotated[Calibration, Depends(_calibration)]
 PipelineDep = Annotated[Pipeline, Depends(_pipeline)]
 DatabaseDep = Annotated[Database, Depends(_database)]
 IndexDep = Annotated[GalleryIndex, Depends(_index)]

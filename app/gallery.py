@@ -2,9 +2,10 @@
 
 import base64
 import binascii
+import itertools
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +26,7 @@ from app.errors import (
     UnknownReference,
 )
 from app.matching import EmbeddingsF32
+from app.weak_spots import Enrolled
 
 MAX_METADATA_BYTES = 16 * 1024
 
@@ -272,6 +274,28 @@ def references_of(connection: sa.Connection, collection_name: str, name: str, mo
         raise NoReferences(f"The identity {name!r} has no references left. Enroll an image of it first.")
     embeddings_RD = np.stack([np.frombuffer(row.embedding, dtype="<f4") for row in rows])
     return StoredReferences([row.reference_id for row in rows], embeddings_RD)
+
+
+def references_by_collection(connection: sa.Connection, model_id: str) -> Iterator[list[Enrolled]]:
+    """All references, one collection at a time, by name. Raises `ModelMismatch`."""
+    check_model(connection, model_id)
+    rows = connection.execute(
+        sa.select(
+            collection.c.name.label("collection"),
+            identity.c.name.label("identity"),
+            reference.c.reference_id,
+            reference.c.filename,
+            reference.c.embedding,
+        )
+        .join(identity, identity.c.key == reference.c.identity_key)
+        .join(collection, collection.c.key == reference.c.collection_key)
+        .order_by(collection.c.name, reference.c.key)
+    )
+    for _, of_one in itertools.groupby(rows, key=lambda row: row.collection):
+        yield [
+            Enrolled(r.collection, r.identity, r.reference_id, r.filename, np.frombuffer(r.embedding, dtype="<f4"))
+            for r in of_one
+        ]
 
 
 def describe(connection: sa.Connection, reference_keys: Sequence[int]) -> dict[int, dict[str, Any]]:

@@ -3,29 +3,32 @@
 Distances are Euclidean, between unit embeddings: 0 (alike) to 2 (opposite).
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import ConflictingFields, NotSupported
-
-Verdict = Literal["similar", "dissimilar"]
+Verdict = Literal["similar", "inconclusive", "dissimilar"]
 ThresholdSource = Literal["calibration", "margin", "request"]
 MAX_DISTANCE = 2.0
 
 EmbeddingsF32 = NDArray[np.float32]
+Floats = NDArray[np.float64]
 
 
-def decide(distance: float, threshold: float) -> Verdict:
+def decide(distance: float, threshold: float, inconclusive_to: float | None = None) -> Verdict:
     """The verdict. Nothing else in Diptych compares a distance with a threshold to answer a caller.
 
-    >>> decide(0.5, 0.5), decide(0.51, 0.5)
-    ('similar', 'dissimilar')
+    Between `threshold` and `inconclusive_to`, where one is given, lies the band of distances that decide nothing.
+
+    >>> decide(0.5, 0.5), decide(0.51, 0.5), decide(0.51, 0.5, 0.6)
+    ('similar', 'dissimilar', 'inconclusive')
     """
-    return "similar" if distance <= threshold else "dissimilar"
+    if distance <= threshold:
+        return "similar"
+    return "inconclusive" if inconclusive_to is not None and distance <= inconclusive_to else "dissimilar"
 
 
 def distances(probe_D: EmbeddingsF32, references_ND: EmbeddingsF32) -> NDArray[np.float64]:
@@ -42,6 +45,24 @@ def distances(probe_D: EmbeddingsF32, references_ND: EmbeddingsF32) -> NDArray[n
 def distance(a_D: EmbeddingsF32, b_D: EmbeddingsF32) -> float:
     """Euclidean distance of two embeddings `[D]`."""
     return float(distances(a_D, b_D[None, :])[0])
+
+
+def fpir(mean: Floats, concentration: Floats, identities: float) -> Floats:
+    """How often a search of a gallery of so many identities finds somebody who is not in it (FPIR).
+
+    1 - B(a, b + N) / B(a, b): the mean over probes of 1 - (1 - FMR)^N where the FMR of a probe is beta-distributed with
+    mean a / (a + b) = `mean` and a + b = `concentration`.
+
+    >>> [round(float(fpir(np.array(0.01), np.array(c), 100)), 3) for c in (1e6, 10.0)]
+    [0.634, 0.214]
+    """
+    mean = np.clip(mean, 1e-12, 1 - 1e-12)
+    a, b = mean * concentration, (1 - mean) * concentration
+    log_nobody = _lgamma(b + identities) - _lgamma(b) - _lgamma(a + b + identities) + _lgamma(a + b)
+    return -np.expm1(np.asarray(log_nobody, dtype=np.float64))
+
+
+_lgamma = np.frompyfunc(math.lgamma, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -76,31 +97,3 @@ class Threshold:
     value: float
     source: ThresholdSource
     point: OperatingPoint | None = None
-
-
-def choose_threshold(
-    default: Threshold,
-    points: Sequence[OperatingPoint],
-    *,
-    threshold: float | None = None,
-    target_fmr: float | None = None,
-) -> Threshold:
-    """The threshold for one request: the caller's own, that of a calibrated target, or the default.
-
-    Raises `ConflictingFields` for both at once and `NotSupported` for a target that was not calibrated.
-    """
-    if threshold is not None and target_fmr is not None:
-        raise ConflictingFields("Give `threshold` or `target_fmr`, not both.")
-    if threshold is not None:
-        return Threshold(threshold, "request")
-    if target_fmr is None:
-        return default
-    supported = [point for point in points if point.supported and point.threshold is not None]
-    for point in supported:
-        if point.threshold is not None and np.isclose(point.target_fmr, target_fmr, rtol=1e-9, atol=0.0):
-            return Threshold(point.threshold, "calibration", point)
-    known = ", ".join(f"{point.target_fmr:g}" for point in supported) or "none"
-    raise NotSupported(
-        f"This checkpoint has no threshold calibrated for target_fmr {target_fmr:g}. Calibrated: {known}.",
-        supported_target_fmr=[point.target_fmr for point in supported],
-    )

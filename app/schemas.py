@@ -98,19 +98,23 @@ class VerifyAnswer(BaseModel):
     distance: float = Field(description="Euclidean distance of the two embeddings, 0 to 2; smaller is more alike.")
     threshold: float = Field(description="`similar` means distance <= threshold.")
     threshold_source: ThresholdSource
+    inconclusive_to: float | None = Field(description="Up to this distance it is `inconclusive`; null: no such band.")
     margin: float
     model_id: str
     calibration_id: str
     target_fmr: float | None = Field(description="False-match rate that the threshold was chosen for.")
     fmr: float | None = Field(description="False-match rate measured for it on unseen identities.")
-    fmr_ci95: tuple[float, float] | None
+    fmr_ci95: tuple[float, float] | None = Field(description="95 % interval, from drawing anew who was measured.")
     fnmr: float | None = Field(description="False-non-match rate measured for it on unseen identities.")
-    fnmr_ci95: tuple[float, float] | None
-    log_likelihood_ratio: float | None
-    probability: float | None
-    prior: float
-    percentile: float | None
+    fnmr_ci95: tuple[float, float] | None = Field(description="95 % interval.")
+    log_likelihood_ratio: float | None = Field(
+        description="Natural logarithm of how many times likelier this distance is for the same thing than for two."
+    )
+    probability: float | None = Field(description="Of the same thing, given `prior` and that ratio.")
+    prior: float = Field(description="The probability before looking, as asked or 0.5.")
+    percentile: float | None = Field(description="Closer than this percentage of impostor pairs seen in calibration.")
     reference_id: str | None = Field(description="For a claimed identity, the nearest of its references.")
+    references: int = Field(description="Images that `image_a` was compared with.")
 
 
 class EnrolledReference(BaseModel):
@@ -140,13 +144,19 @@ class Match(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """The nearest identities, nearest first, whatever their verdicts; no `similar` among them means nobody known."""
+    """The nearest identities, nearest first, whatever their verdicts."""
 
+    identity: str | None = Field(description="Whom the image shows: the nearest if `similar`; null: nobody known.")
     matches: list[Match]
     gallery_size: int = Field(description="Identities searched.")
     references: int = Field(description="References searched.")
     threshold: float
     threshold_source: ThresholdSource
+    target_fpir: float | None = Field(description="The rate that the threshold was chosen for, in this gallery.")
+    fpir: float | None = Field(
+        description="Expected share of searches for somebody not enrolled that find somebody in a gallery of this size."
+    )
+    expected_false_matches: float | None = Field(description="How many identities such a search finds on average.")
     model_id: str
     calibration_id: str
 

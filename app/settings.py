@@ -52,6 +52,14 @@ class Settings(BaseSettings):
     max_images: int = Field(32, ge=1, le=1000, description="Images in one request to enroll.")
     max_request_bytes: int = Field(128 * 2**20, ge=4096, description="Bytes of a request's whole body.")
 
+    inconclusive_fmr: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Verify answers `inconclusive` between the threshold and that of this larger false-match rate.",
+    )
+
     @property
     def sqlite_path(self) -> Path:
         """The database file. Raises `UsageError` for another kind of database."""

@@ -19,11 +19,11 @@ from training import fit as loop
 from training import health
 from training.augment import KINDS, apply, draw
 from training.batches import Batches, Int
-from training.calibration import equal_error_rates
+from training.calibration.pairs import count_pairs
+from training.calibration.rates import equal_error_rates
 from training.dataset import Dataset, read_dataset
 from training.export import embed
 from training.network import Encoder, build, to_float
-from training.pairs import count_pairs
 from training.processes import open_fabric
 from training.recipe import Recipe
 from training.train import architecture_of

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from app import checkpoint
-from training.calibration import is_supported, threshold_at_fmr
+from training.calibration.pairs import count_pairs
+from training.calibration.rates import is_supported, threshold_at_fmr
 from training.dataset import read_dataset
 from training.evaluate import embed_images, open_encoder
-from training.pairs import count_pairs
 
 DRAWS = 200
 IMAGES = 5

@@ -91,11 +91,13 @@ def test_the_readmes_requests_work_as_they_stand(serve: Serve) -> None:
     done = subprocess.run(["bash", "-ec", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    same, different, _, _, found, claim = answers
+    same, different, _, _, found, claim, login, stranger = answers
     assert (same["verdict"], different["verdict"]) == ("similar", "dissimilar")
     assert same["threshold_source"] == "calibration" and same["fmr"] is not None
     assert found["matches"][0]["identity"] == "tibetan-3"
     assert claim["verdict"] == "similar"
+    assert (login["target_fmr"], login["references"]) == (0.001, 2) and login["fnmr"] is not None
+    assert stranger["identity"] is None and stranger["target_fpir"] == 0.1
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "docker-compose.yml", "LICENSE", "benchmarks/RESULTS.md", ".ci/run"])

@@ -2,15 +2,16 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Serve, Service, assert_problem, drawings
+from conftest import EVALUATION, Serve, Service, assert_problem, diptych, drawings
 from PIL import Image
 
 ANGELIC, KANNADA, TIBETAN = "Angelic/character01", "Kannada/character02", "Tibetan/character03"
-A = drawings(ANGELIC)
+A, B = drawings(ANGELIC), drawings(KANNADA)
 TEXT = Path(__file__)
 
 
@@ -29,7 +30,7 @@ def test_verify_answers_every_field_of_the_contract(service: Service) -> None:
     assert set(answer) >= {
         *("verdict", "distance", "threshold", "threshold_source", "margin", "model_id", "calibration_id"),
         *("target_fmr", "fmr", "fmr_ci95", "fnmr", "fnmr_ci95", "log_likelihood_ratio", "probability", "prior"),
-        "percentile",
+        *("percentile", "inconclusive_to", "references"),
     }
     assert answer["verdict"] == ("similar" if answer["distance"] <= answer["threshold"] else "dissimilar")
     assert answer["prior"] == 0.5
@@ -54,7 +55,9 @@ def test_a_threshold_in_the_request_decides(service: Service, threshold: float) 
     answer = service.verify(A[0], A[1], threshold=str(threshold)).json()
     assert (answer["threshold"], answer["threshold_source"]) == (threshold, "request")
     assert answer["verdict"] == ("similar" if answer["distance"] <= threshold else "dissimilar")
-    assert answer["fmr"] is None
+    assert answer["target_fmr"] is None
+    if threshold < 0.1:  # too few pairs lie so near to tell
+        assert answer["fmr"] is None and answer["fmr_ci95"] is None
 
 
 def test_a_calibrated_checkpoint_names_its_measured_error_rates(serve: Serve, trained: Path) -> None:
@@ -74,12 +77,95 @@ def test_a_calibrated_checkpoint_names_its_measured_error_rates(serve: Serve, tr
         )
 
 
-def test_a_target_that_is_not_calibrated_is_refused_with_those_that_are(serve: Serve, trained: Path) -> None:
-    """No promise without false matches to rest it on."""
+def test_a_target_below_what_the_calibration_supports_is_refused_with_the_smallest(serve: Serve, trained: Path) -> None:
+    """No promise without false matches to rest it on; any rate above is kept."""
     service = serve(trained)
-    for target in ("0.05", "0.0001"):
-        problem = assert_problem(service.verify(A[0], A[1], target_fmr=target), 422, "not_supported")
-        assert problem["supported_target_fmr"] == [0.1, 0.01]
+    problem = assert_problem(service.verify(A[0], A[1], target_fmr="0.00001"), 422, "not_supported")
+    (smallest,) = problem["supported_target_fmr"]
+    assert f"{smallest:g}" in problem["detail"]
+    before = 0.0
+    for target in (smallest, 0.03, 0.05, 0.2):
+        answer = service.verify(A[0], A[1], target_fmr=str(target)).json()
+        assert (answer["target_fmr"], answer["threshold_source"]) == (target, "calibration")
+        assert answer["threshold"] > before
+        if answer["fmr_ci95"] is not None:
+            low, high = answer["fmr_ci95"]
+            assert low <= answer["fmr"] <= high
+        before = answer["threshold"]
+    assert answer["fmr_ci95"] is not None
+    assert_problem(service.verify(A[0], A[1], target_fmr=str(smallest * 0.9)), 422, "not_supported")
+
+
+def test_a_probability_takes_the_prior_that_the_caller_brings(serve: Serve, trained: Path) -> None:
+    """Odds are the likelihood ratio times the prior's odds; nearer pairs are likelier, by every figure."""
+    service = serve(trained)
+    others = [A[0], *(sorted(folder.glob("*.png"))[0] for folder in sorted(EVALUATION.glob("*/*")))]
+    for prior in (0.5, 0.01, 0.9):
+        answer = service.verify(A[0], A[1], prior=str(prior)).json()
+        odds = answer["probability"] / (1 - answer["probability"])
+        assert odds == pytest.approx(math.exp(answer["log_likelihood_ratio"]) * prior / (1 - prior), rel=1e-6)
+        assert answer["prior"] == prior
+    answers = sorted((service.verify(A[0], other).json() for other in others), key=lambda answer: answer["distance"])
+    ratios, percentiles = ([answer[name] for answer in answers] for name in ("log_likelihood_ratio", "percentile"))
+    assert ratios == sorted(ratios, reverse=True) and ratios[0] > ratios[-1]
+    assert percentiles == sorted(percentiles, reverse=True) and percentiles[0] == 100 > percentiles[-1] >= 0
+
+
+def test_between_two_operating_points_the_verdict_is_inconclusive(serve: Serve, trained: Path) -> None:
+    """By request, or by the service's setting; off by default."""
+    plain, banded = serve(trained), serve(trained, inconclusive_fmr="0.3")
+    seen = set()
+    for other in [*A[1:6], *B[:6]]:
+        sharp = plain.verify(A[0], other, target_fmr="0.05").json()
+        assert sharp["inconclusive_to"] is None and sharp["verdict"] != "inconclusive"
+        for answer in (
+            plain.verify(A[0], other, target_fmr="0.05", inconclusive_fmr="0.3").json(),
+            banded.verify(A[0], other, target_fmr="0.05").json(),
+        ):
+            assert answer["threshold"] == sharp["threshold"] < answer["inconclusive_to"]
+            inside = answer["threshold"] < answer["distance"] <= answer["inconclusive_to"]
+            assert (answer["verdict"] == "inconclusive") == inside
+            seen.add(answer["verdict"])
+    assert len(seen) >= 2
+    assert_problem(plain.verify(A[0], A[1], target_fmr="0.1", inconclusive_fmr="0.05"), 422, "conflicting_fields")
+    # a request that leaves no room for the setting's band gets none, and no refusal
+    assert banded.verify(A[0], A[1], target_fmr="0.4").json()["inconclusive_to"] is None
+
+
+def test_a_band_that_the_calibration_cannot_hold_is_named_at_the_start(trained: Path, tmp_path: Path) -> None:
+    """Not at the first request."""
+    done = diptych("serve", DIPTYCH_CHECKPOINT=str(trained), DIPTYCH_INCONCLUSIVE_FMR="0.0001",
+                   DIPTYCH_DATA_DIR=str(tmp_path / "data"))  # fmt: skip
+    assert done.returncode == 2
+    assert "DIPTYCH_INCONCLUSIVE_FMR" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_claim_is_judged_at_the_threshold_for_its_number_of_references(serve: Serve, trained: Path) -> None:
+    """The nearest of several is closer by chance too, so the same rate takes a smaller threshold."""
+    service = serve(trained)
+    thresholds, rates = [], []
+    for count in (1, 2, 3, 5):
+        service.enroll(f"a{count}", *A[1 : 1 + min(count, 4)], collection="claims")
+        if count == 5:
+            service.enroll("a5", A[5], collection="claims")
+        answer = service.verify(A[0], identity=f"a{count}", collection="claims", target_fmr="0.1").json()
+        assert answer["references"] == count
+        thresholds.append(answer["threshold"])
+        rates.append(answer["fnmr"])
+    assert thresholds == sorted(thresholds, reverse=True) and thresholds[-1] < thresholds[0]
+    assert rates[-1] < rates[0]
+
+
+def test_beyond_the_references_that_were_measured_the_union_bound_speaks(serve: Serve, trained: Path) -> None:
+    """A larger rate than for one reference, no likelihood ratio."""
+    service = serve(trained, max_images="40")
+    many = [path for folder in sorted(EVALUATION.glob("*/*")) for path in sorted(folder.glob("*.png"))[:2]][:24]
+    service.enroll("many", *many, collection="bound")
+    answer = service.verify(A[0], identity="many", collection="bound", threshold="0.9").json()
+    one = service.verify(A[0], A[1], threshold="0.9").json()
+    assert answer["references"] == 24
+    assert answer["fmr"] is None or answer["fmr"] > one["fmr"]
+    assert answer["log_likelihood_ratio"] is None and answer["probability"] is None and answer["percentile"] is None
 
 
 def test_a_claimed_identity_is_judged_by_its_nearest_reference(service: Service) -> None:
@@ -344,10 +430,35 @@ def test_too_many_images_in_one_request_are_refused(service: Service) -> None:
     assert "at most 4" in problem["detail"]
 
 
-def test_a_search_threshold_for_the_gallerys_size_is_refused_until_it_is_calibrated(service: Service) -> None:
-    """No silent fallback to another rate."""
-    service.enroll("a", A[0], collection="fpir")
-    assert_problem(service.search(A[0], collection="fpir", target_fpir="0.1"), 422, "not_supported")
+def test_the_threshold_of_a_search_knows_the_gallerys_size(serve: Serve, trained: Path) -> None:
+    """The same share of strangers found takes a smaller threshold in a larger gallery, and the answer says what to
+    expect."""
+    service = serve(trained)
+    folders = sorted(EVALUATION.glob("*/*"))
+    before = 2.0
+    for number, folder in enumerate(folders[:8]):
+        service.enroll(folder.name + folder.parent.name, sorted(folder.glob("*.png"))[0], collection="fpir")
+        if number not in (0, 3, 7):
+            continue
+        answer = service.search(A[0], collection="fpir", target_fpir="0.5").json()
+        assert answer["threshold"] < before and answer["threshold_source"] == "calibration"
+        assert answer["target_fpir"] == 0.5 and 0.25 < answer["fpir"] <= 0.5
+        assert answer["expected_false_matches"] >= answer["fpir"] - 1e-6
+        before = answer["threshold"]
+    problem = assert_problem(service.search(A[0], collection="fpir", target_fpir="0.0001"), 422, "not_supported")
+    assert "gallery of 8 identities" in problem["detail"]
+    both = service.search(A[0], collection="fpir", target_fpir="0.1", threshold="0.5")
+    assert_problem(both, 422, "conflicting_fields")
+
+
+def test_nobody_known_is_an_answer(service: Service) -> None:
+    """The nearest are listed all the same, and `identity` is null."""
+    service.enroll("a", A[0], collection="nobody")
+    known = service.search(A[0], collection="nobody").json()
+    assert known["identity"] == "a" and known["matches"][0]["verdict"] == "similar"
+    stranger = service.search(B[0], collection="nobody", threshold="0.000001").json()
+    assert stranger["identity"] is None
+    assert stranger["matches"][0]["verdict"] == "dissimilar"
 
 
 # --- the gallery's contents --------------------------------------------------------------------------------

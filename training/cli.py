@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -24,8 +24,10 @@ SHOWN = 20
 FOLDER = click.Path(path_type=Path)
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
+def _percent(value: float | None, ends: tuple[float, float] | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" + (f" ({100 * ends[0]:.2f} to {100 * ends[1]:.2f})" if ends else "")
 
 
 _quiet = click.option("--quiet", is_flag=True, help="No progress bars.")
@@ -206,15 +208,34 @@ def evaluate(
               show_default=True, help="False-match rate of the default threshold.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Draws the two halves.")
 @_quiet
-def calibrate(checkpoint: str, data: Path, output: Path, target_fmr: float, seed: int, quiet: bool) -> None:
+@click.option(
+    "--split-by",
+    type=click.Choice(["identity", "group"]),
+    default="identity",
+    show_default=True,
+    help="What is kept together in one half, and drawn anew for the intervals: say `group` (parent folders) if what "
+    "you will judge comes from groups that are not in DATA.",
+)
+def calibrate(
+    checkpoint: str,
+    data: Path,
+    output: Path,
+    target_fmr: float,
+    seed: int,
+    quiet: bool,
+    split_by: Literal["identity", "group"],
+) -> None:
     """Measure thresholds and error rates of CHECKPOINT anew, on images like those it will judge.
 
     Half of the identities choose the threshold, the other half measure it; the encoder stays as it is.
+    Intervals are of 95 %, from drawing anew which identities (or groups) were measured.
     """
     from training import evaluate as stage
 
     opened = format_1.load(checkpoint)
-    result = stage.calibrate(opened, data, output, target_fmr=target_fmr, seed=seed, progress=not quiet)
+    result = stage.calibrate(
+        opened, data, output, target_fmr=target_fmr, seed=seed, split_by=split_by, progress=not quiet
+    )
     _print_points(result)
     click.echo(f"\ncheckpoint {output}")
 
@@ -242,12 +263,12 @@ def embed(checkpoint: str, folder: Path, output: Path, quiet: bool) -> None:
 
 def _print_points(checkpoint: Checkpoint) -> None:
     description = checkpoint.description
-    click.echo("\ntarget FMR   threshold   FMR measured   FNMR measured   false matches")
+    click.echo("\ntarget FMR   threshold   FMR measured (95 %)         FNMR measured (95 %)        false matches")
     for point in description.operating_points:
         if point.supported and point.threshold is not None:
             click.echo(
-                f"{point.target_fmr:<12g} {point.threshold:<11.4f} {_percent(point.fmr):<14} "
-                f"{_percent(point.fnmr):<15} {point.false_matches:,}"
+                f"{point.target_fmr:<12g} {point.threshold:<11.4f} {_percent(point.fmr, point.fmr_ci95):<27} "
+                f"{_percent(point.fnmr, point.fnmr_ci95):<27} {point.false_matches:,}"
             )
         else:
             click.echo(f"{point.target_fmr:<12g} not supported by so few identities")
@@ -263,5 +284,11 @@ def _print_points(checkpoint: Checkpoint) -> None:
         f"FMR {_percent(float(curves['fmr_all_1'][at]) if facts.impostor_pairs else None)}, "
         f"FNMR {_percent(float(curves['fnmr_all_1'][at]) if facts.genuine_pairs else None)} measured"
     )
+    if facts.likelihood_ratio and facts.cllr is not None and facts.cllr_min is not None:
+        units = "groups" if facts.intervals_over == "group" else "identities"
+        click.echo(
+            f"likelihood ratios by the {facts.likelihood_ratio} fit: Cllr {facts.cllr:.3f} bits, at best "
+            f"{facts.cllr_min:.3f}; intervals over {facts.units} {units}"
+        )
     if facts.note:
         click.echo(facts.note)

@@ -18,7 +18,10 @@ from app.encoder import Encoder
 from app.errors import UsageError
 from app.image import ImageU8
 from app.matching import EmbeddingsF32, distances
-from training import calibration
+from training.calibration import calibrate as verdicts
+from training.calibration import rates
+from training.calibration.calibrate import Sample, Unit
+from training.calibration.pairs import Int, PairCounts, count_listed_pairs, count_pairs
 from training.dataset import (
     Dataset,
     decode_files,
@@ -27,7 +30,6 @@ from training.dataset import (
     read_dataset,
     split_identities,
 )
-from training.pairs import Int, PairCounts, count_listed_pairs, count_pairs
 
 BATCH = 32
 
@@ -94,7 +96,7 @@ def evaluate_folder(checkpoint: Checkpoint, root: Path, *, progress: bool = True
     elif dataset.fingerprint == checkpoint.description.calibration.fingerprint:
         note = "The threshold was chosen on this folder, so these rates are not of unseen images."
     counts = _count(encoder, dataset, chosen, progress=progress)
-    metrics = calibration.metrics(counts, checkpoint.description.threshold)
+    metrics = rates.metrics(counts, checkpoint.description.threshold)
     metrics = {**metrics, "images": len(chosen), "skipped": dataset.skipped}
     if metrics["genuine_pairs"] + metrics["impostor_pairs"] == 0:
         raise UsageError(f"{root} holds a single image, so there is no pair to judge. Give a folder per identity.")
@@ -117,7 +119,7 @@ def evaluate_pairs(checkpoint: Checkpoint, listing: Path, root: Path, *, progres
         )
     apart = np.array([distances(embeddings[a], embeddings[b][None, :])[0] for a, b, _ in usable])
     counts = count_listed_pairs(apart, np.array([same for _, _, same in usable]))
-    metrics = calibration.metrics(counts, checkpoint.description.threshold)
+    metrics = rates.metrics(counts, checkpoint.description.threshold)
     return Evaluation(
         {**metrics, "images": len(embeddings), "skipped": len(files) - len(embeddings)},
         None if len(usable) == len(rows) else f"{len(rows) - len(usable)} pairs were passed over: unreadable images.",
@@ -145,12 +147,20 @@ def _read_pairs(listing: Path) -> list[tuple[str, str, bool]]:
 
 
 def calibrate(
-    checkpoint: Checkpoint, root: Path, output: Path, *, target_fmr: float, seed: int, progress: bool = True
+    checkpoint: Checkpoint,
+    root: Path,
+    output: Path,
+    *,
+    target_fmr: float,
+    seed: int,
+    split_by: Unit = "identity",
+    progress: bool = True,
 ) -> Checkpoint:
     """The same encoder with threshold and error rates measured anew on the folder tree `root`.
 
-    Half of its identities choose the threshold, the other half measure it. On the training folder only the
-    identities that training never saw take part. Raises `UsageError` with fewer than four identities.
+    Half of its identities, or of its groups, choose the threshold, the other half measure it. On the training folder
+    only the identities that training never saw take part, as training split them. Raises `UsageError` with fewer than
+    four identities or groups.
     """
     new_directory(output, root)
     old = checkpoint.description
@@ -159,23 +169,16 @@ def calibrate(
     if dataset.fingerprint == old.dataset.fingerprint:
         trained = _splits_of_training(checkpoint, dataset)
         choosing, measuring = trained["calibration"], trained["test"]
+        split_by = old.training["split_by"]
     else:
-        order = np.random.default_rng(seed).permutation(len(dataset.identities))
-        choosing, measuring = np.sort(order[::2]), np.sort(order[1::2])
-    if len(measuring) < 2:
-        raise UsageError(
-            f"{root} holds {len(dataset.identities)} identities; calibration needs four at least, each a folder."
-        )
-    chosen, measured = dataset.images_of(choosing), dataset.images_of(measuring)
-    choose = _count(encoder, dataset, chosen, progress=progress)
-    measure = _count(encoder, dataset, measured, progress=progress)
-    found = calibration.calibrate(
-        choose,
-        measure,
-        margin=old.margin,
-        target_fmr=target_fmr,
-        fingerprint=dataset.fingerprint,
-        images=len(measured),
+        choosing, measuring = _halves(dataset, root, split_by, seed)
+    samples = []
+    for identities in (choosing, measuring):
+        of = dataset.images_of(identities)
+        embeddings_ND = embed_images(encoder, dataset.images_NHWC, of, progress=progress)
+        samples.append(Sample(embeddings_ND, dataset.identity_N[of], dataset.group_N[of]))
+    found = verdicts.calibrate(
+        *samples, margin=old.margin, target_fmr=target_fmr, unit=split_by, fingerprint=dataset.fingerprint
     )
 
     for name in (format_1.ONNX, format_1.WEIGHTS):
@@ -186,6 +189,19 @@ def calibrate(
         update={"name": format_1.printable(output.name), "created_at": created_at, **found.fields}
     )
     return format_1.seal(output, description)
+
+
+def _halves(dataset: Dataset, root: Path, split_by: Unit, seed: int) -> tuple[Int, Int]:
+    names = dataset.groups if split_by == "group" else dataset.identities
+    order = np.random.default_rng(seed).permutation(len(names))
+    if len(order) < 4:
+        raise UsageError(
+            f"{root} holds {len(order)} {'groups' if split_by == 'group' else 'identities'}; calibration needs four at "
+            f"least, each a folder{' of identities' if split_by == 'group' else ''}."
+        )
+    unit_of_identity = dataset.group_of_identity if split_by == "group" else np.arange(len(names))
+    first, second = (np.flatnonzero(np.isin(unit_of_identity, order[part::2])) for part in (0, 1))
+    return first, second
 
 
 def _count(encoder: Encoder, dataset: Dataset, of: Int, *, progress: bool) -> PairCounts:

@@ -22,10 +22,10 @@ from app.checkpoint import ONNX, WEIGHTS, Architecture, Checkpoint, DatasetFacts
 from app.errors import TrainingFailed
 from app.image import ImageU8, Preprocessing
 from app.matching import EmbeddingsF32
-from training import calibration
+from training.calibration.calibrate import Sample, calibrate
+from training.calibration.pairs import Int
 from training.dataset import Dataset, SplitName
 from training.network import Encoder
-from training.pairs import Int, PairCounts, count_pairs
 from training.recipe import Recipe
 
 # The largest difference in distance, between training's network and the exported one, that passes.
@@ -54,17 +54,17 @@ def write_checkpoint(
     write_encoder(encoder, dataset.images_NHWC, output)
     runtime = check_parity(encoder, dataset.images_NHWC[images["test"][:512]], output)
 
-    def count(split: SplitName) -> PairCounts:
+    def sample(split: SplitName) -> Sample:
         of = images[split]
-        return count_pairs(embed(encoder, dataset.images_NHWC, of), dataset.identity_N[of], dataset.group_N[of])
+        return Sample(embed(encoder, dataset.images_NHWC, of), dataset.identity_N[of], dataset.group_N[of])
 
-    verdicts = calibration.calibrate(
-        count("calibration"),
-        count("test"),
+    verdicts = calibrate(
+        sample("calibration"),
+        sample("test"),
         margin=recipe.fixed_margin,
         target_fmr=recipe.target_fmr,
+        unit=recipe.split_by,
         fingerprint=dataset.fingerprint,
-        images=len(images["test"]),
     )
     np.savez_compressed(output / format_1.CALIBRATION, **verdicts.curves)  # type: ignore[arg-type]
     weights = {name: tensor.numpy() for name, tensor in weights_of(encoder).items()}

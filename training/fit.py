@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from app.errors import UsageError
-from training import calibration, health
+from training import health
 from training.augment import KINDS, Augmentation, apply, draw
 from training.batches import Balance, Batches
+from training.calibration import rates
+from training.calibration.pairs import Int, count_pairs
 from training.dataset import Dataset
 from training.export import embed
 from training.loss import centre_loss, contrastive_loss, supervised_loss
 from training.network import Encoder, to_float
-from training.pairs import Int, count_pairs
 from training.processes import gather, share_norms
 from training.recipe import Recipe
 from training.resume import Progress, load_state, save_state
@@ -209,13 +210,13 @@ def _validate(network: Encoder, dataset: Dataset, of: Int, margin: float) -> Row
         names = ("accuracy", "eer", "same_group_eer", "impostor_distance")
         return {"validation_loss": math.nan, **{f"validation_{name}": None for name in names}}
     counts = count_pairs(embeddings_ND, dataset.identity_N[of], dataset.group_N[of])
-    eer, same_group_eer = calibration.equal_error_rates(counts)
+    eer, same_group_eer = rates.equal_error_rates(counts)
     return {
-        "validation_loss": calibration.contrastive_loss(counts, margin),
-        "validation_accuracy": calibration.verification_accuracy(counts),
+        "validation_loss": rates.contrastive_loss(counts, margin),
+        "validation_accuracy": rates.verification_accuracy(counts),
         "validation_eer": eer,
         "validation_same_group_eer": same_group_eer,
-        "validation_impostor_distance": calibration.mean_impostor_distance(counts),
+        "validation_impostor_distance": rates.mean_impostor_distance(counts),
     }
 
 

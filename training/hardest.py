@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.matching import EmbeddingsF32
-from training.pairs import Float, Int
+from training.calibration.pairs import Float, Int
 
 # Images compared with all others at a time.
 ROWS = 512

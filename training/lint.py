@@ -18,8 +18,8 @@ from app.checkpoint import printable
 from app.errors import UsageError
 from app.image import BLANK_RANGE, ImageU8
 from app.matching import EmbeddingsF32
+from training.calibration.pairs import Int
 from training.dataset import Dataset, SplitName
-from training.pairs import Int
 
 # Names that people give to the parts of a split.
 SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}

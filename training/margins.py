@@ -8,10 +8,10 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from app.errors import TrainingFailed
+from training.calibration.pairs import Int
 from training.dataset import Dataset
 from training.fit import fit
 from training.network import Encoder
-from training.pairs import Int
 from training.recipe import Recipe
 
 MARGINS = "margins.json"

@@ -15,8 +15,8 @@ from sklearn.manifold import TSNE
 
 from app.image import ImageU8
 from app.matching import EmbeddingsF32
+from training.calibration.pairs import GRID, Float, Int, PairCounts
 from training.hardest import Pair
-from training.pairs import GRID, Float, Int, PairCounts
 
 # One image `[H, W, C]` of those that a plot is of, by its index.
 Picture = Callable[[int], ImageU8]
@@ -148,7 +148,7 @@ def reliability(predicted_B: Float, observed_B: Float, share_B: Float) -> Figure
     axes.plot(100 * predicted_B, 100 * observed_B, "o-", color=GENUINE, label="measured")
     axes.set(
         title="Reliability at prior 0.5",
-        xlabel="probability given (logistic on calibration), %",
+        xlabel="probability given at prior 0.5, %",
         ylabel="genuine among test pairs, %",
         xlim=(-4, 104),
         ylim=(0, 104),

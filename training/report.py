@@ -15,12 +15,13 @@ from PIL import Image
 
 from app.checkpoint import Checkpoint, printable
 from app.image import ImageU8
-from training import calibration, plots
+from training import plots
+from training.calibration import likelihood, rates
+from training.calibration.pairs import GRID, Int, count_pairs
 from training.dataset import Dataset, SplitName
 from training.evaluate import embed_images, open_encoder
 from training.hardest import hardest_pairs
 from training.lint import Finding
-from training.pairs import Int, count_pairs
 from training.recipe import Recipe
 
 # Pairs of each kind that the page shows.
@@ -54,12 +55,13 @@ def write(
     def picture(index: int) -> ImageU8:
         return np.asarray(dataset.images_NHWC[of["test"][index]])
 
-    logistic = calibration.fit_logistic(counts["calibration"])
+    curves = checkpoint.curves()
+    llr_G = np.interp(GRID, curves["distance"], curves["llr_1"])
     figures = {
         "learning": plots.learning(history),
         "distances": plots.distances(test, description.margin, description.threshold),
         "error_tradeoff": plots.error_tradeoff(test, description.threshold),
-        "reliability": plots.reliability(*calibration.reliability(test, *logistic)),
+        "reliability": plots.reliability(*likelihood.reliability(test, llr_G, np.linspace(0, 1, 11))),
         "projection": plots.projection(
             embeddings["test"], identity_N, picture if with_images else None, description.dataset.split_seed
         ),
@@ -77,7 +79,7 @@ def write(
     for name, png in pictures.items():
         (directory / f"{name}.png").write_bytes(png)
 
-    metrics = calibration.metrics(test, description.threshold)
+    metrics = rates.metrics(test, description.threshold)
     paths = [printable(dataset.paths[index]) for index in of["test"]]
     hard = {
         kind: [{"image_a": paths[p.first], "image_b": paths[p.second], "distance": p.distance} for p in pairs]

@@ -9,13 +9,13 @@ import numpy as np
 from app.checkpoint import Architecture, Checkpoint
 from app.errors import UsageError
 from training import health, lint, report
+from training.calibration.pairs import Int
 from training.dataset import Dataset, check_new, new_directory, read_dataset, split_identities
 from training.export import write_checkpoint
 from training.fit import fit
 from training.look import settle
 from training.margins import MARGINS, search_margin
 from training.network import build
-from training.pairs import Int
 from training.processes import open_fabric
 from training.recipe import Recipe
 from training.resume import STATE

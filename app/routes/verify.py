@@ -5,9 +5,18 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 
 from app import gallery
-from app.dependencies import DatabaseDep, DescriptionDep, MetricsDep, PipelineDep, strict_form
+from app.calibration import probability
+from app.dependencies import (
+    CalibrationDep,
+    DatabaseDep,
+    DescriptionDep,
+    MetricsDep,
+    PipelineDep,
+    SettingsDep,
+    strict_form,
+)
 from app.errors import ConflictingFields, InvalidRequest
-from app.matching import choose_threshold, decide, distance, distances
+from app.matching import decide, distance, distances
 from app.schemas import ClaimForm, CollectionForm, EmbedAnswer, ThresholdForm, VerifyAnswer
 
 router = APIRouter(tags=["verification"], dependencies=[Depends(strict_form)])
@@ -18,6 +27,8 @@ IMAGE = "JPEG, PNG, WebP, GIF, BMP or TIFF; bytes decide, not the name."
 @router.post("/verify", response_model=VerifyAnswer, form_limits={"max_files": 4, "max_fields": 16})
 def verify(
     description: DescriptionDep,
+    calibration: CalibrationDep,
+    settings: SettingsDep,
     pipeline: PipelineDep,
     database: DatabaseDep,
     metrics: MetricsDep,
@@ -27,20 +38,25 @@ def verify(
     collection: CollectionForm = "default",
     threshold: ThresholdForm = None,
     target_fmr: Annotated[
-        float | None, Form(gt=0, lt=1, description="One of the checkpoint's calibrated false-match rates.")
+        float | None,
+        Form(gt=0, lt=1, description="A false-match rate to keep, instead of a threshold; refused if unsupported."),
+    ] = None,
+    inconclusive_fmr: Annotated[
+        float | None,
+        Form(
+            gt=0,
+            lt=1,
+            description="A larger false-match rate: distances between its threshold and the other are `inconclusive`.",
+        ),
     ] = None,
     prior: Annotated[float, Form(gt=0, lt=1, description="How likely `similar` is before looking.")] = 0.5,
 ) -> VerifyAnswer:
     """Says whether two images show the same thing, or whether one shows the identity that it claims to.
 
-    A claimed identity is compared with all of its references; the nearest decides.
+    A claimed identity is compared with all of its references; the nearest decides, at the threshold for so many.
     """
-    chosen = choose_threshold(
-        description.default_threshold,
-        description.operating_points,
-        threshold=threshold,
-        target_fmr=target_fmr,
-    )
+    if threshold is not None and target_fmr is not None:
+        raise ConflictingFields("Give `threshold` or `target_fmr`, not both.")
     reference_id, compared = None, 1
     if image_b is not None and identity is not None:
         raise ConflictingFields("Give `image_b` to compare two images, or `identity` to test a claim, not both.")
@@ -58,28 +74,36 @@ def verify(
     else:
         raise InvalidRequest("Give a second image as `image_b`, or an enrolled `identity` to compare with.")
 
-    verdict = decide(apart, chosen.value)
+    chosen = calibration.choose(compared, threshold=threshold, target_fmr=target_fmr)
+    inconclusive_to = (
+        calibration.usual_band(chosen, settings.inconclusive_fmr, compared)
+        if inconclusive_fmr is None
+        else calibration.band(chosen, inconclusive_fmr, compared)
+    )
+    verdict = decide(apart, chosen.value, inconclusive_to)
     metrics.verdicts.labels(verdict).inc()
-    # The rates were measured for one reference; the nearest of several is closer by chance too.
-    point = chosen.point if compared == 1 else None
+    said = calibration.said(apart, chosen, compared)
+    ratio = said.log_likelihood_ratio
     return VerifyAnswer(
         verdict=verdict,
         distance=apart,
         threshold=chosen.value,
         threshold_source=chosen.source,
+        inconclusive_to=inconclusive_to,
         margin=description.margin,
         model_id=description.model_id,
         calibration_id=description.calibration_id,
         target_fmr=chosen.point.target_fmr if chosen.point else None,
-        fmr=point.fmr if point else None,
-        fmr_ci95=point.fmr_ci95 if point else None,
-        fnmr=point.fnmr if point else None,
-        fnmr_ci95=point.fnmr_ci95 if point else None,
-        log_likelihood_ratio=None,
-        probability=None,
+        fmr=said.fmr,
+        fmr_ci95=said.fmr_ci95,
+        fnmr=said.fnmr,
+        fnmr_ci95=said.fnmr_ci95,
+        log_likelihood_ratio=ratio,
+        probability=None if ratio is None else probability(ratio, prior),
         prior=prior,
-        percentile=None,
+        percentile=said.percentile,
         reference_id=reference_id,
+        references=compared,
     )
 
 

@@ -5,11 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import ConflictingFields, NotSupported
-from app.matching import OperatingPoint, Threshold, choose_threshold, decide, distance, distances
-
-DEFAULT = Threshold(0.4, "calibration")
-POINTS = [OperatingPoint(0.1, True, threshold=0.6, fmr=0.1), OperatingPoint(0.001, False)]
+from app.matching import decide, distance, distances, fpir
 
 
 def unit(seed: int, count: int = 1) -> np.ndarray:
@@ -49,22 +45,26 @@ def test_distances_to_many_are_the_distances_to_each() -> None:
     assert distances(probe, references).tolist() == [distance(probe, reference) for reference in references]
 
 
-def test_a_request_may_bring_its_own_threshold() -> None:
-    """And the answer says so."""
-    assert choose_threshold(DEFAULT, POINTS, threshold=0.3) == Threshold(0.3, "request")
-    assert choose_threshold(DEFAULT, POINTS) is DEFAULT
+@given(st.floats(0, 2), st.floats(0, 1), st.floats(0, 1))
+def test_between_two_thresholds_nothing_is_decided(apart: float, threshold: float, band: float) -> None:
+    """And outside of the band it is as without it."""
+    verdict = decide(apart, threshold, threshold + band)
+    assert (verdict == "inconclusive") == (threshold < apart <= threshold + band)
+    if verdict != "inconclusive":
+        assert verdict == decide(apart, threshold)
 
 
-def test_a_target_takes_the_calibrated_threshold_or_is_refused() -> None:
-    """What was not calibrated is not guessed; the refusal lists what was."""
-    assert choose_threshold(DEFAULT, POINTS, target_fmr=0.1) == Threshold(0.6, "calibration", POINTS[0])
-    for target in (0.001, 0.05):
-        with pytest.raises(NotSupported, match=r"Calibrated: 0\.1") as refusal:
-            choose_threshold(DEFAULT, POINTS, target_fmr=target)
-        assert refusal.value.extra == {"supported_target_fmr": [0.1]}
+@given(st.floats(1e-6, 0.5), st.floats(0.01, 1e5), st.integers(1, 10_000))
+def test_a_larger_gallery_finds_strangers_more_often(mean: float, concentration: float, identities: int) -> None:
+    """At least as often as one identity does, at most as often as if all probes were alike."""
+    rate = float(fpir(np.array(mean), np.array(concentration), identities))
+    assert mean - 1e-6 <= rate <= 1 - (1 - mean) ** identities + 1e-6
+    assert rate <= float(fpir(np.array(mean), np.array(concentration), identities + 1)) + 1e-9
 
 
-def test_threshold_and_target_exclude_each_other() -> None:
-    """Which of the two would win is nobody's guess."""
-    with pytest.raises(ConflictingFields):
-        choose_threshold(DEFAULT, POINTS, threshold=0.3, target_fmr=0.1)
+def test_the_rate_of_a_gallery_is_the_mean_over_probes() -> None:
+    """Against drawing the probes' rates from a beta distribution."""
+    drawn = np.random.default_rng(0).beta(0.02 * 3, 0.98 * 3, 400_000)
+    for identities in (1, 10, 200):
+        expected = float(np.mean(1 - (1 - drawn) ** identities))
+        assert float(fpir(np.array(0.02), np.array(3.0), identities)) == pytest.approx(expected, rel=0.02)

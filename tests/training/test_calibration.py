@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
 from app.matching import decide
-from training import calibration as c
-from training import pairs
-from training.pairs import GRID, STEPS, count_listed_pairs, count_pairs
+from training.calibration import bootstrap, galleries, pairs
+from training.calibration import rates as c
+from training.calibration.calibrate import Sample, default_threshold, operating_points
+from training.calibration.pairs import GRID, STEPS, count_listed_pairs, count_pairs
 
 
 def labelled(seed: int, count: int, identities: int, groups: int, spread: float = 0.7) -> tuple:
@@ -25,7 +26,7 @@ def labelled(seed: int, count: int, identities: int, groups: int, spread: float 
 
 def test_worked_examples_in_the_docstrings_hold() -> None:
     """Each can be checked by hand."""
-    for room in (pairs, c):
+    for room in (pairs, c, bootstrap, galleries):
         found = doctest.testmod(room)
         assert found.attempted >= 1
         assert found.failed == 0
@@ -113,9 +114,10 @@ def test_few_false_matches_support_no_promise_and_the_margin_takes_over() -> Non
     """The default threshold says where it comes from, and why."""
     points, identity, group = labelled(2, 40, 8, 1, spread=0.2)
     counts = count_pairs(points, identity, group)
-    points_of_operation = c.operating_points(counts, counts)
+    few = Sample(points, identity, group)
+    points_of_operation = operating_points(counts, counts, few.sorted, "identity")
     assert not points_of_operation[1].supported and points_of_operation[1].threshold is None
-    threshold, source, note = c.default_threshold(points_of_operation, 0.01, margin=0.9)
+    threshold, source, note = default_threshold(points_of_operation, 0.01, margin=0.9)
     assert (threshold, source) == (0.45, "margin")
     assert note is not None and "More identities" in note
 
@@ -123,11 +125,14 @@ def test_few_false_matches_support_no_promise_and_the_margin_takes_over() -> Non
 def test_an_operating_point_is_chosen_on_one_set_and_measured_on_the_other() -> None:
     """Its FMR is what the test identities gave, not what was wished for."""
     calibration = count_pairs(*labelled(4, 600, 60, 5))
-    test = count_pairs(*labelled(5, 600, 60, 5))
-    point = c.operating_points(calibration, test)[1]
+    sample = Sample(*labelled(5, 600, 60, 5))
+    test = sample.counts
+    point = operating_points(calibration, test, sample.sorted, "identity")[1]
     assert point.supported and point.threshold == c.threshold_at_fmr(calibration.fmr_G, 0.01)
     assert point.fmr == c.rates_at(test, point.threshold)["fmr"] != 0.01
-    assert c.default_threshold([point], 0.01, 1.0) == (point.threshold, "calibration", None)
+    for rate, ends in ((point.fmr, point.fmr_ci95), (point.fnmr, point.fnmr_ci95)):
+        assert rate is not None and ends is not None and ends[0] < rate < ends[1]
+    assert default_threshold([point], 0.01, 1.0) == (point.threshold, "calibration", None)
 
 
 def test_equal_error_rate_lies_where_the_curves_cross() -> None:

@@ -1,0 +1,68 @@
+"""`diptych report`: the weak spots of a gallery, as a table."""
+
+from typing import Any
+
+import click
+
+from app import checkpoint as format_1
+from app import gallery
+from app.calibration import Calibration
+from app.database import Database
+from app.errors import ModelMismatch, NotSupported, UsageError
+from app.settings import read_settings
+from app.weak_spots import Spot, WeakSpots, look
+
+# Lines that are printed of each kind; `--output` has all.
+SHOWN = 10
+
+
+def report_on(target_fmr: float | None, **given: Any) -> list[dict[str, Any]]:
+    """Print the weak spots of every collection, and return them. Raises `UsageError` where there is no gallery."""
+    settings = read_settings(**given)
+    if not settings.sqlite_path.is_file():
+        raise UsageError(f"There is no gallery {settings.sqlite_path}: give its directory with --data-dir.")
+    checkpoint = format_1.load(settings.checkpoint)
+    try:
+        chosen = Calibration(checkpoint).choose(target_fmr=target_fmr)
+    except NotSupported as problem:
+        raise UsageError(problem.detail) from None
+    database = Database(settings.sqlite_path)
+    documents = []
+    try:
+        database.migrate()
+        with database.read() as connection:
+            for enrolled in gallery.references_by_collection(connection, checkpoint.description.model_id):
+                found = look(enrolled, chosen.value)
+                _show(found)
+                documents.append(found.document())
+    except ModelMismatch as mismatch:
+        raise UsageError(f"{mismatch.detail} Give it with --checkpoint.") from None
+    finally:
+        database.close()
+    if not documents:
+        click.echo("Nothing is enrolled.")
+    return documents
+
+
+def _show(found: WeakSpots) -> None:
+    click.echo(
+        f"\n{found.collection}: {found.identities:,} identities, {found.references:,} references, judged at "
+        f"{found.threshold:.4f}"
+    )
+    _list(
+        "identities whose references disagree", found.disagreeing, "{0.identity_a}: {0.reference_a} | {0.reference_b}"
+    )
+    _list("pairs of identities too close to tell apart", found.too_close, "{0.identity_a} | {0.identity_b}")
+    _list(
+        "references that look mislabelled",
+        found.mislabelled,
+        "{0.identity_a}: {0.reference_a} is nearer to {0.identity_b}",
+    )
+
+
+def _list(title: str, spots: list[Spot], line: str) -> None:
+    click.echo(f"  {len(spots):,} {title}")
+    for spot in spots[:SHOWN]:
+        click.echo(f"    {spot.distance:.4f}  {line.format(spot)}")
+    if len(spots) > SHOWN:
+        click.echo(f"    and {len(spots) - SHOWN:,} more")

@@ -1,0 +1,229 @@
+"""Do the error rates that an answer names come true? On identities never used in training or calibration.
+
+    python -m benchmarks.verdicts CHECKPOINT FOLDER [CALIBRATION] [MEASURING]
+
+FOLDER holds identities that the checkpoint never saw. Again and again they are split at random: some choose the
+threshold (CALIBRATION of them, 60), some measure it and give the interval (MEASURING, 119), and the rest, four times
+as many as measured, show what happens. The same is asked of likelihood ratios, of searches, and of whole groups that
+calibration knew nothing of.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from app import checkpoint as format_1
+from app.matching import fpir
+from training.calibration import bootstrap, likelihood, rates
+from training.calibration.calibrate import INTERVALS, Sample, folds
+from training.calibration.claims import claims
+from training.calibration.galleries import spread
+from training.calibration.pairs import GRID, Float, Int, grid_index
+from training.dataset import read_dataset
+from training.evaluate import embed_images, open_encoder
+
+SPLITS, SEARCHES, GROUP_SPLITS = 200, 40, 100
+TARGETS = (0.01, 0.001)
+EDGES = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
+TARGET_FPIR, GALLERIES = 0.1, (10, 100, 400)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The share of image pairs of each pair of identities that a threshold calls similar, without counting anew."""
+
+    bins_PI: list[Float]
+    identities: int
+
+    @classmethod
+    def of(cls, sample: Sample) -> "Pairs":
+        data = sample.sorted
+        parts: list[list[Float]] = [[] for _ in range(len(data.sizes_U) ** 2)]
+        for rows in data.rows():
+            ends = np.cumsum(data.sizes_U[rows.identity + 1 :])[:-1]
+            index = grid_index(rows.others).astype(np.uint16)
+            for offset, part in enumerate(np.split(index, ends, axis=1) if index.size else []):
+                parts[rows.identity * len(data.sizes_U) + rows.identity + 1 + offset].append(part.ravel())
+        joined = [np.sort(np.concatenate(own)) if own else np.empty(0, np.uint16) for own in parts]
+        return cls(joined, len(data.sizes_U))
+
+    def shares(self, threshold: float) -> Float:
+        """`[U, U]`, symmetric, zero on the diagonal."""
+        index = int(grid_index(np.array([threshold]))[0])
+        found = [np.searchsorted(own, index, side="right") / len(own) if len(own) else 0.0 for own in self.bins_PI]
+        square = np.array(found).reshape(self.identities, self.identities)
+        return np.asarray(square + square.T, dtype=np.float64)
+
+
+def fmr(shares_UU: Float, members: Int) -> float:
+    """Of the pairs among some identities, each pair of identities weighing the same."""
+    return float(shares_UU[np.ix_(members, members)].sum() / (len(members) * (len(members) - 1)))
+
+
+def coverage(sample: Sample, pairs: Pairs, choosing: int, measuring: int) -> None:
+    count = pairs.identities
+    found: dict[float, list[tuple[float, float, float]]] = {target: [] for target in TARGETS}
+    refused = dict.fromkeys(TARGETS, 0)
+    for seed in tqdm(range(SPLITS), desc="splits", disable=None):
+        order = np.random.default_rng(seed).permutation(count)
+        choose, measure, rest = np.split(order, [choosing, choosing + measuring])
+        chosen, measured = sample.part(choose).counts, sample.part(np.sort(measure))
+        for target in TARGETS:
+            threshold = rates.threshold_at_fmr(chosen.fmr_G, target)
+            if threshold is None or not (
+                rates.is_supported(chosen, threshold) and rates.is_supported(measured.counts, threshold)
+            ):
+                refused[target] += 1
+                continue
+            unit_U = np.arange(measuring)
+            weights = bootstrap.draw(unit_U, seed=seed)
+            resampled = bootstrap.rates(claims(measured.sorted), np.array([threshold]), weights, unit_U)
+            (low,), (high,) = resampled.fmr_interval
+            found[target].append((float(low), float(high), fmr(pairs.shares(threshold), rest)))
+    print(
+        f"\n{SPLITS} splits: {choosing} identities choose, {measuring} measure, {count - choosing - measuring} others"
+    )
+    print("\n| target FMR | refused | inside its interval | below | above | high / low, median | at most 3 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for target, rows in found.items():
+        if not rows:
+            print(f"| {target:g} | {refused[target]} | | | | | |")
+            continue
+        low, high, real = np.array(rows).T
+        with np.errstate(divide="ignore"):
+            width = high / low
+        print(
+            f"| {target:g} | {refused[target]} | {np.mean((low <= real) & (real <= high)):.1%} "
+            f"| {np.mean(real < low):.1%} | {np.mean(real > high):.1%} | {np.median(width):.2f} "
+            f"| {np.mean(width <= 3):.0%} |",
+            flush=True,
+        )
+
+
+def likelihoods(sample: Sample, identities: int) -> None:
+    print("\nLog-likelihood ratios, fitted on one half of the identities, judged on the other:\n")
+    print("| half | fit | Cllr | Cllr_min | difference |\n| --- | --- | --- | --- | --- |")
+    shown: list[tuple[Float, Float, Float]] = []
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(identities)
+        learn, judge = sample.part(order[: identities // 2]), sample.part(order[identities // 2 :]).counts
+        name = likelihood.choose_fit(folds(learn))
+        counts = learn.counts
+        llr_G = likelihood.FITS[name](counts)
+        llr_G = np.clip(llr_G, *likelihood.bounds(counts, llr_G))
+        cost, least = likelihood.cllr(judge, llr_G), likelihood.cllr_min(judge)
+        if cost is not None and least is not None:
+            print(f"| {seed} | {name} | {cost:.4f} | {least:.4f} | {cost - least:.4f} |")
+        shown.append(by_bin(judge.genuine_weight_G, judge.impostor_weight_G, llr_G))
+    all_K, genuine_K, said_K = np.mean(np.array(shown), axis=0)
+    print("\nProbability at prior 0.5, mean of the five:\n")
+    print("| given | said, mean | came true | off, points | of all pairs |")
+    print("| --- | --- | --- | --- | --- |")
+    for low, high, said, came, of_all in zip(EDGES[:-1], EDGES[1:], said_K, genuine_K, all_K, strict=True):
+        if not of_all:
+            continue
+        print(
+            f"| {low:.2f} to {high:.2f} | {said / of_all:.1%} | {came / of_all:.1%} "
+            f"| {100 * (came - said) / of_all:+.1f} | {of_all:.2%} |"
+        )
+
+
+def by_bin(genuine_G: Float, impostor_G: Float, llr_G: Float) -> tuple[Float, Float, Float]:
+    probability_G = 1 / (1 + np.exp(-llr_G))
+    bin_G = np.clip(np.searchsorted(EDGES, probability_G, side="right") - 1, 0, len(EDGES) - 2)
+    both_G = (genuine_G + impostor_G) / 2
+    both, genuine, said = (
+        np.bincount(bin_G, weight_G, len(EDGES) - 1) for weight_G in (both_G, genuine_G / 2, both_G * probability_G)
+    )
+    return both, genuine, said
+
+
+def searches(sample: Sample, identities: int) -> None:
+    galleries = [size for size in GALLERIES if size <= 0.7 * identities]
+    if not galleries:
+        return
+    learning = (identities - max(galleries)) // 2
+    print(f"\nSearches for strangers, target FPIR {TARGET_FPIR:g}; {learning} calibrate, {SEARCHES} splits:\n")
+    print("| gallery | FPIR | lowest to highest | from the mean FMR | at the threshold for FMR 0.01 |")
+    print("| --- | --- | --- | --- | --- |")
+    for size in galleries:
+        rows = []
+        for seed in range(SEARCHES):
+            rng = np.random.default_rng(seed)
+            order = rng.permutation(identities)
+            learn, probes = sample.part(order[:learning]), sample.part(order[learning + max(galleries) :])
+            own = [np.flatnonzero(sample.identity_N == identity) for identity in order[learning : learning + size]]
+            references = sample.embeddings_ND[[int(rng.choice(images)) for images in own]].astype(np.float64)
+            square = 2 - 2 * probes.embeddings_ND.astype(np.float64) @ references.T
+            nearest = np.sqrt(np.maximum(square.min(axis=1), 0))
+            spread_K, fmr_G = spread(learn.sorted, 1, INTERVALS), learn.counts.fmr_G
+            model = np.maximum.accumulate(fpir(spread_K.mean_K, spread_K.concentration_K, size))
+            threshold = float(np.interp(TARGET_FPIR, model, INTERVALS))
+            average = GRID[np.searchsorted(fmr_G, 1 - (1 - TARGET_FPIR) ** (1 / size), side="right") - 1]
+            single = GRID[np.searchsorted(fmr_G, 0.01, side="right") - 1]
+            rows.append([float((nearest <= at).mean()) for at in (threshold, average, single)])
+        ours, naive, one = np.array(rows).T
+        print(
+            f"| {size} | {ours.mean():.1%} | {ours.min():.1%} to {ours.max():.1%} | {naive.mean():.1%} "
+            f"| {one.mean():.1%} |",
+            flush=True,
+        )
+
+
+def strangers(sample: Sample, pairs: Pairs) -> None:
+    """Whole groups that calibration knew nothing of: how far does the claim bend?"""
+    data = sample.sorted
+    groups = np.unique(data.group_U)
+    if len(groups) < 15:
+        return
+    third = len(groups) // 3
+    rest = len(groups) - 2 * third
+    print(f"\nWhole groups kept out: {third} choose, {third} measure, {rest} others, {GROUP_SPLITS} splits\n")
+    print("| target FMR | realised, median | 5 to 95 % | inside, over identities | over groups | high / low, groups |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for target in TARGETS:
+        rows = []
+        for seed in range(GROUP_SPLITS):
+            order = np.random.default_rng(seed).permutation(groups)
+            choose, measure, unseen = (
+                np.flatnonzero(np.isin(data.group_U, part)) for part in np.split(order, [third, 2 * third])
+            )
+            chosen, measured = sample.part(choose).counts, sample.part(measure).sorted
+            threshold = rates.threshold_at_fmr(chosen.fmr_G, target)
+            if threshold is None or not rates.is_supported(chosen, threshold):
+                continue
+            real = fmr(pairs.shares(threshold), unseen)
+            row = [real]
+            for unit_U in (np.arange(len(measure)), measured.group_U):
+                weights = bootstrap.draw(unit_U, 400, seed)
+                found = bootstrap.rates(claims(measured), np.array([threshold]), weights, unit_U)
+                (low,), (high,) = found.fmr_interval
+                row += [float(low <= real <= high), float(high / max(low, 1e-9))]
+            rows.append(row)
+        real, by_identity, _, by_group, width = np.array(rows).T
+        print(
+            f"| {target:g} | {np.median(real):.2%} | {np.quantile(real, 0.05):.2%} to {np.quantile(real, 0.95):.2%} "
+            f"| {by_identity.mean():.0%} | {by_group.mean():.0%} | {np.median(width):.1f} |",
+            flush=True,
+        )
+
+
+def main(name: str, root: Path, choosing: int = 60, measuring: int = 119) -> None:
+    encoder = open_encoder(format_1.load(name))
+    dataset = read_dataset(root, encoder.preprocessing, progress=False)
+    embeddings_ND = embed_images(encoder, dataset.images_NHWC, progress=False)
+    sample = Sample(embeddings_ND, dataset.identity_N, dataset.group_N)
+    pairs = Pairs.of(sample)
+    coverage(sample, pairs, choosing, measuring)
+    likelihoods(sample, pairs.identities)
+    searches(sample, pairs.identities)
+    strangers(sample, pairs)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (3, 5):
+        sys.exit("usage: python -m benchmarks.verdicts CHECKPOINT FOLDER [CALIBRATION MEASURING]")
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))

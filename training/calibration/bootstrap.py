@@ -1,0 +1,163 @@
+"""Intervals for error rates: which identities were sampled is drawn anew, many times.
+
+Pairs that share an identity, or identities of one group, are not independent, so what is resampled are identities, or
+whole groups where groups were kept out: *units*, U of them or fewer. Array axes: U identities, K thresholds, B
+resamples.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, t
+
+from training.calibration.claims import Claim
+from training.calibration.pairs import STEPS, Float, Int, grid_index
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FMR and FNMR of each resample at each threshold, `[B, K]`; NaN where a resample holds no such pairs.
+
+    The first row is the sample itself. `too_wide_K`: by how much the FMR of resamples of identities spreads too far.
+    """
+
+    fmr_BK: Float
+    fnmr_BK: Float
+    units: int
+    too_wide_K: Float | None
+
+    @property
+    def fmr_interval(self) -> tuple[Float, Float]:
+        """Low and high ends `[K]` of the 95 % interval of the FMR.
+
+        Resamples of identities miss the few pairs that match more easily than they repeat them, so their logarithms
+        lean to the low side, and the interval is their mirror image about the sample's own (the basic bootstrap
+        interval: A. Davison, D. Hinkley, "Bootstrap methods and their application", 1997, section 5.2).
+        """
+        if self.too_wide_K is None:
+            return interval(self.fmr_BK[1:], self.units)
+        own_K = self.fmr_BK[0]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shrunk_BK = own_K * (self.fmr_BK[1:] / own_K) ** (1 / self.too_wide_K)
+            low_K, high_K = interval(np.where(own_K > 0, shrunk_BK, self.fmr_BK[1:]), self.units)
+            mirrored_K = low_K > 0
+            return (
+                np.where(mirrored_K, own_K**2 / high_K, low_K),
+                np.where(mirrored_K, np.minimum(own_K**2 / low_K, 1), high_K),
+            )
+
+    @property
+    def fnmr_interval(self) -> tuple[Float, Float]:
+        """The same of the FNMR."""
+        return interval(self.fnmr_BK[1:], self.units)
+
+
+def draw(unit_U: Int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """How often each identity stands in each resample, `[1 + B, U]`; the first row is the sample itself.
+
+    Units are drawn with replacement, as many as there are; the identities of a unit come together.
+    """
+    names, place_U = np.unique(unit_U, return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return np.concatenate([np.ones((1, len(unit_U))), drawn[:, place_U]])
+
+
+def rates(claims: Iterable[Claim], thresholds_K: Float, weight_BU: Float, unit_U: Int) -> Rates:
+    """Error rates of each resample. A pair of identities weighs w_i * w_j, and none is paired with its own copy.
+
+    Nor is a group with its own copy: a pair within a group that was drawn w times weighs w, and pairs within groups
+    and between them keep their shares. With w * w the near pairs within groups, where most false matches are, would
+    be twice as many in the resamples as in the sample.
+
+    Where identities are the units, what a single pair of them adds to the spread counts up to three times in the
+    resamples (A. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007); `too_wide_K` is the spread of
+    the resamples over that of `dyadic_variance`.
+    """
+    bin_of_G = np.searchsorted(grid_index(thresholds_K), np.arange(STEPS + 1))
+    size, identities = len(thresholds_K), weight_BU.shape[1]
+    false_match, genuine_weight = np.zeros((len(weight_BU), size)), np.zeros(len(weight_BU))
+    false_non_match, near_match = np.zeros_like(false_match), np.zeros_like(false_match)
+    impostor_weight, near_weight = np.zeros(len(weight_BU)), np.zeros(len(weight_BU))
+    row_UK, square_K = np.zeros((identities, size)), np.zeros(size)
+    for claim in claims:
+        own_B = weight_BU[:, claim.position]
+        if claim.own.size:
+            within_K = np.bincount(bin_of_G[grid_index(claim.own)], minlength=size + 1).cumsum()[:size]
+            false_non_match += own_B[:, None] * (1 - within_K / claim.own.size)
+            genuine_weight += own_B
+        if not claim.others.size:
+            continue
+        share_UK = shares(claim, bin_of_G, identities, size)
+        near_U = unit_U == unit_U[claim.position]
+        false_match += own_B[:, None] * (weight_BU[:, ~near_U] @ share_UK[~near_U])
+        impostor_weight += own_B * weight_BU[:, ~near_U].sum(axis=1)
+        near_match += own_B[:, None] * share_UK[near_U].sum(axis=0)
+        near_weight += own_B * (near_U.sum() - 1)
+        row_UK += share_UK / 2
+        row_UK[claim.position] += share_UK.sum(axis=0) / 2
+        square_K += np.square(share_UK).sum(axis=0) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        near_share = near_weight[0] / (near_weight[0] + impostor_weight[0])
+        fmr_BK = (1 - near_share) * false_match / impostor_weight[:, None]
+        if near_share:
+            fmr_BK += near_share * near_match / near_weight[:, None]
+        fnmr_BK = false_non_match / genuine_weight[:, None]
+        too_wide_K = None
+        units = len(np.unique(unit_U))
+        if units == identities > 2:
+            spread_K = np.nanvar(fmr_BK[1:], axis=0) / dyadic_variance(row_UK, square_K)
+            too_wide_K = np.sqrt(np.clip(np.nan_to_num(spread_K, nan=1.0, posinf=3.0, neginf=3.0), 1, 3))
+    return Rates(fmr_BK, fnmr_BK, units, too_wide_K)
+
+
+def dyadic_variance(row_UK: Float, square_K: Float) -> Float:
+    """Variance of a mean over pairs of U identities, where pairs that share an identity may be correlated.
+
+    Sum over such pairs of pairs of the product of their deviations from the mean, over the number of pairs squared
+    (P. Aronow, C. Samii, V. Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis 2015).
+    `row_UK` sums each identity's pairs, `square_K` the squares of all pairs. Not positive where too few pairs speak.
+
+    >>> float(dyadic_variance(np.array([[2.0], [1.0], [1.0], [0.0]]), np.array([2.0]))[0].round(4))  # 2 of 6 pairs
+    0.0185
+    """
+    identities = len(row_UK)
+    pairs = identities * (identities - 1) / 2
+    mean_K = row_UK.sum(axis=0) / 2 / pairs
+    by_identity_K = np.square(row_UK - (identities - 1) * mean_K).sum(axis=0)
+    variance: Float = (by_identity_K - (square_K - pairs * mean_K**2)) / pairs**2
+    return variance
+
+
+def shares(claim: Claim, bin_of_G: Int, identities: int, size: int) -> Float:
+    """For each identity, the share of its images that are nearer than each threshold, `[U, K]`; zero for its own."""
+    of_image = np.broadcast_to(claim.position_of_other, claim.others.shape)
+    flat = of_image * (size + 1) + bin_of_G[grid_index(claim.others)]
+    count_UK = np.bincount(flat.ravel(), minlength=identities * (size + 1)).reshape(identities, size + 1)
+    total_U = np.maximum(count_UK.sum(axis=1, keepdims=True), 1)
+    result: Any = count_UK.cumsum(axis=1)[:, :size] / total_U
+    return np.asarray(result, dtype=np.float64)
+
+
+def interval(rates_BK: Float, units: int) -> tuple[Float, Float]:
+    """Low and high ends of the expanded percentile interval of each column.
+
+    The plain percentiles are too narrow where units are few; their level is widened as Student's t is over the normal
+    (T. Hesterberg, "What teachers should know about the bootstrap", The American Statistician 2015, section 4.2.2).
+    With one unit there is nothing to draw: NaN.
+    """
+    if units < 2:
+        nothing = np.full(rates_BK.shape[1], np.nan)
+        return nothing, nothing
+    tail = float(norm.cdf(-np.sqrt(units / (units - 1)) * t.ppf((1 + CONFIDENCE) / 2, units - 1)))
+    known_BK = rates_BK[~np.isnan(rates_BK).all(axis=1)]
+    if not len(known_BK):
+        nothing = np.full(rates_BK.shape[1], np.nan)
+        return nothing, nothing
+    low_K, high_K = np.nanquantile(known_BK, [tail, 1 - tail], axis=0)
+    return low_K, high_K

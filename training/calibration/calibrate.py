@@ -1,0 +1,232 @@
+"""Labelled embeddings to what a checkpoint says of verdicts: thresholds, rates with intervals, likelihood ratios.
+
+Thresholds and likelihood ratios are chosen on calibration identities, rates and their intervals measured on test
+identities; curves for one reference and for several, where the identities have images enough.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import checkpoint as format_1
+from app.checkpoint import CalibrationFacts
+from app.matching import OperatingPoint
+from training.calibration import bootstrap, likelihood, rates
+from training.calibration.claims import claims, count_claims
+from training.calibration.galleries import spread
+from training.calibration.pairs import GRID, Float, Int, Labelled, PairCounts, count_pairs, labelled
+
+TARGETS = (0.1, 0.01, 0.001, 0.0001)
+# Numbers of references that get curves of their own, if half of the identities have one image more.
+REFERENCES = (1, 2, 3, 5, 10)
+FOLDS = 5
+# `calibration.npz` holds curves over these distances, steps of 0.001; intervals are drawn at every fifth.
+CURVE = slice(None, None, 10)
+INTERVALS = GRID[::100]
+
+Unit = Literal["identity", "group"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Embeddings `[N, D]` of some identities, each image's identity and its group."""
+
+    embeddings_ND: NDArray[np.float32]
+    identity_N: Int
+    group_N: Int
+
+    @property
+    def sorted(self) -> Labelled:
+        """By identity, as pairs are counted."""
+        return labelled(self.embeddings_ND, self.identity_N, self.group_N)
+
+    @property
+    def counts(self) -> PairCounts:
+        """All pairs."""
+        return count_pairs(self.embeddings_ND, self.identity_N, self.group_N)
+
+    def part(self, identities: Int) -> "Sample":
+        """Some identities only."""
+        chosen_N = np.isin(self.identity_N, identities)
+        return Sample(self.embeddings_ND[chosen_N], self.identity_N[chosen_N], self.group_N[chosen_N])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a checkpoint says of verdicts: `curves` goes into `calibration.npz`, `fields` into its description."""
+
+    curves: Mapping[str, NDArray[Any]]
+    fields: dict[str, Any]
+
+
+def calibrate(
+    choose: Sample, measure: Sample, *, margin: float, target_fmr: float, unit: Unit, fingerprint: str
+) -> Calibration:
+    """Choose thresholds on one sample of identities and measure them on the other.
+
+    `unit` is what was kept out whole, and is resampled for the intervals: identities, or groups of them.
+    `fingerprint` names the data set.
+    """
+    chosen, measured = choose.counts, measure.counts
+    targets = sorted({*TARGETS, target_fmr}, reverse=True)
+    points = operating_points(chosen, measured, measure.sorted, unit, targets)
+    threshold, source, note = default_threshold(points, target_fmr, margin)
+    named = curves(choose, measure, unit)
+    eer, same_group_eer = rates.equal_error_rates(measured)
+    smallest = rates.supported_from(chosen)
+    fitted = likelihood.choose_fit(folds(choose))
+    llr_G = likelihood.FITS[fitted](chosen)
+    low, high = likelihood.bounds(chosen, llr_G)
+    llr_G = np.clip(llr_G, low, high)
+    speaks = likelihood.has_both(chosen) and high > low
+    return Calibration(
+        named,
+        {
+            "calibration_id": format_1.calibration_id(margin, threshold, points, named),
+            "target_fmr": target_fmr,
+            "threshold": threshold,
+            "threshold_source": source,
+            "operating_points": points,
+            "calibration": CalibrationFacts(
+                fingerprint=fingerprint,
+                measured_on="test",
+                identities=measured.identities,
+                images=len(measure.identity_N),
+                genuine_pairs=int(measured.genuine_count_G.sum()),
+                impostor_pairs=int(measured.impostor_count_G.sum()),
+                eer=eer,
+                same_group_eer=same_group_eer,
+                note=note,
+                smallest_fmr=None if smallest is None else _fmr_at(chosen, smallest),
+                intervals_over=unit,
+                units=len(np.unique(_units(measure.sorted, unit))),
+                likelihood_ratio=fitted if speaks else None,
+                llr_bounds=(low, high) if speaks else None,
+                cllr=likelihood.cllr(measured, llr_G) if speaks else None,
+                cllr_min=likelihood.cllr_min(measured) if speaks else None,
+            ),
+        },
+    )
+
+
+def operating_points(
+    chosen: PairCounts, measured: PairCounts, data: Labelled, unit: Unit, targets: Sequence[float] = TARGETS
+) -> list[OperatingPoint]:
+    """For each target FMR, the threshold chosen on calibration and the rates measured on test identities (`data`).
+
+    A target that the calibration identities do not support gets a point without a threshold; an FMR that the test
+    identities do not support gets no interval.
+    """
+    found = [rates.threshold_at_fmr(chosen.fmr_G, target) for target in targets]
+    thresholds = [t if t is not None and rates.is_supported(chosen, t) else None for t in found]
+    kept = np.array(sorted({t for t in thresholds if t is not None}))
+    if not len(kept):
+        return [OperatingPoint(target_fmr=target, supported=False) for target in targets]
+    unit_U = _units(data, unit)
+    spread_of = bootstrap.rates(claims(data), kept, bootstrap.draw(unit_U), unit_U)
+    fmr, fnmr = spread_of.fmr_interval, spread_of.fnmr_interval
+    points = []
+    for target, threshold in zip(targets, thresholds, strict=True):
+        if threshold is None:
+            points.append(OperatingPoint(target_fmr=target, supported=False))
+            continue
+        at = int(np.searchsorted(kept, threshold))
+        measured_rates = rates.rates_at(measured, threshold)
+        points.append(
+            OperatingPoint(
+                target_fmr=target,
+                supported=True,
+                threshold=threshold,
+                measured_on="test",
+                fmr_ci95=_ends(fmr, at) if rates.is_supported(measured, threshold) else None,
+                fnmr_ci95=_ends(fnmr, at),
+                **{name: measured_rates[name] for name in _MEASURED},
+            )
+        )
+    return points
+
+
+_MEASURED = ("fmr", "fnmr", "impostor_pairs", "false_matches", "genuine_pairs", "false_non_matches")
+
+
+def default_threshold(
+    points: Sequence[OperatingPoint], target_fmr: float, margin: float
+) -> tuple[float, Literal["calibration", "margin"], str | None]:
+    """Threshold, its source and a note: that of `target_fmr`, or margin / 2 where it is not supported.
+
+    At margin / 2 the loss's pull on a genuine pair (D) equals its push on an impostor pair (m - D).
+    """
+    for point in points:
+        if point.target_fmr == target_fmr and point.supported and point.threshold is not None:
+            return point.threshold, "calibration", None
+    note = (
+        f"The calibration identities hold too few false matches at FMR {target_fmr:g} (fewer than "
+        f"{rates.MIN_FALSE_MATCHES}, or from fewer than {rates.MIN_IDENTITY_PAIRS} pairs of identities), so the "
+        "threshold is margin / 2 and no error rate is promised. More identities would mend it."
+    )
+    return margin / 2, "margin", note
+
+
+def curves(choose: Sample, measure: Sample, unit: Unit) -> Mapping[str, NDArray[Any]]:
+    """What `calibration.npz` holds: curves over `distance`, named by rate, population and number of references R.
+
+    `calibration_*_R` chose thresholds, `fmr_all_R` and `fnmr_all_R` were measured on test identities, and `*_low_R`,
+    `*_high_R` are the ends of their 95 % intervals. `llr_R` is the log-likelihood ratio, `probe_fmr_R` and
+    `probe_concentration_R` how the FMR spreads over probes (`app.matching.fpir`). `supported_R`: the smallest distance
+    at which the calibration identities hold enough false matches, and the test identities.
+    """
+    chosen, measured = choose.sorted, measure.sorted
+    unit_U = _units(measured, unit)
+    weights = bootstrap.draw(unit_U)
+    fit = likelihood.FITS[likelihood.choose_fit(folds(choose))]
+    named: dict[str, Float] = {"distance": GRID[CURVE]}
+    if (near := measure.counts).same_group_count_G.any():
+        named["fmr_same_group_1"] = near.same_group_fmr_G[CURVE]
+    for references in REFERENCES:
+        if references > 1 and min(np.median(part.sizes_U) for part in (chosen, measured)) <= references:
+            break
+        by, on = count_claims(chosen, references), count_claims(measured, references)
+        named[f"calibration_fmr_all_{references}"] = by.fmr_G[CURVE]
+        named[f"calibration_fnmr_all_{references}"] = by.fnmr_G[CURVE]
+        named[f"fmr_all_{references}"] = on.fmr_G[CURVE]
+        named[f"fnmr_all_{references}"] = on.fnmr_G[CURVE]
+        ends = bootstrap.rates(claims(measured, references), INTERVALS, weights, unit_U)
+        for rate, (low, high) in (("fmr", ends.fmr_interval), ("fnmr", ends.fnmr_interval)):
+            named[f"{rate}_low_{references}"] = np.interp(GRID[CURVE], INTERVALS, low)
+            named[f"{rate}_high_{references}"] = np.interp(GRID[CURVE], INTERVALS, high)
+        llr_G = fit(by)
+        named[f"llr_{references}"] = np.clip(llr_G, *likelihood.bounds(by, llr_G))[CURVE]
+        probes = spread(chosen, references, INTERVALS)
+        named[f"probe_fmr_{references}"] = np.interp(GRID[CURVE], INTERVALS, probes.mean_K)
+        named[f"probe_concentration_{references}"] = np.exp(
+            np.interp(GRID[CURVE], INTERVALS, np.log(probes.concentration_K))
+        )
+        limits = (rates.supported_from(by), rates.supported_from(on))
+        named[f"supported_{references}"] = np.array([np.inf if limit is None else limit for limit in limits])
+    return {name: curve.astype(np.float32) for name, curve in named.items()}
+
+
+def folds(sample: Sample, seed: int = 0) -> list[tuple[PairCounts, PairCounts]]:
+    """Fifths of the identities: pairs of the others to fit on, and pairs of its own to judge by."""
+    identities = np.unique(sample.identity_N)
+    order = np.random.default_rng(seed).permutation(identities)
+    parts = [order[fold::FOLDS] for fold in range(FOLDS)]
+    if min(len(part) for part in parts) < 2:
+        return []
+    return [(sample.part(np.setdiff1d(identities, part)).counts, sample.part(part).counts) for part in parts]
+
+
+def _units(data: Labelled, unit: Unit) -> Int:
+    return data.group_U if unit == "group" else np.arange(len(data.sizes_U))
+
+
+def _ends(interval: tuple[Float, Float], at: int) -> tuple[float, float] | None:
+    low, high = float(interval[0][at]), float(interval[1][at])
+    return None if np.isnan(low) or np.isnan(high) else (low, high)
+
+
+def _fmr_at(counts: PairCounts, threshold: float) -> float:
+    return float(rates.rates_at(counts, threshold)["fmr"])

@@ -1,0 +1,99 @@
+"""Claims: a probe against the references of one identity, as `/verify` judges them.
+
+With one reference a claim is a pair. With several, the nearest of them decides, and is closer by chance too; so each
+number of references has error rates of its own. Array axes: N images, U identities.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from app.matching import MAX_DISTANCE
+from training.calibration.pairs import STEPS, Float, Int, Labelled, PairCounts, grid_index, normalised
+
+# Sets of references drawn from an identity, at most: more images than this add little, and cost memory.
+SETS = 64
+Rule = Literal["nearest", "mean"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """All probes against some sets of references of the identity at `position`.
+
+    `own`: distances of its other images; `others` `[sets, M]` those of all images of other identities, of which
+    `position_of_other` `[M]` names the identity.
+    """
+
+    position: int
+    own: Float
+    others: Float
+    position_of_other: Int
+
+
+def claims(data: Labelled, references: int = 1, rule: Rule = "nearest", seed: int = 0) -> Iterator[Claim]:
+    """Every identity is claimed by every probe, `references` of its images being enrolled.
+
+    They are drawn at random, each image for one set at most. Identities with too few images are claimed by nobody, but
+    their images are probes.
+    """
+    rng = np.random.default_rng(seed)
+    position_N = data.position_N
+    for position, size in enumerate(data.sizes_U):
+        span = data.of(position)
+        if size < references:
+            continue
+        sets = min(SETS, size // references)
+        chosen_SR = rng.permutation(size)[: sets * references].reshape(sets, references)
+        distance_SN = _distances(data.embeddings_ND, span.start + chosen_SR, rule)
+        own_S = distance_SN[:, span]
+        left = np.ones((sets, size), dtype=bool)
+        left[np.arange(sets)[:, None], chosen_SR] = False
+        other_N = position_N != position
+        yield Claim(position, own_S[left], distance_SN[:, other_N], position_N[other_N])
+
+
+def _distances(embeddings_ND: Float, references_SR: Int, rule: Rule) -> Float:
+    """Distances `[S, N]` of all images to sets of references, by the rule."""
+    references_SRD = embeddings_ND[references_SR]
+    if rule == "mean":
+        mean_SD = references_SRD.mean(axis=1)
+        mean_SD /= np.linalg.norm(mean_SD, axis=1, keepdims=True)
+        references_SRD = mean_SD[:, None, :]
+    square_N = np.einsum("nd,nd->n", embeddings_ND, embeddings_ND)
+    square_SR = np.einsum("srd,srd->sr", references_SRD, references_SRD)
+    square = square_SR[:, :, None] + square_N - 2 * references_SRD @ embeddings_ND.T
+    nearest_SN = np.sqrt(np.maximum(square.min(axis=1), 0))
+    return np.asarray(np.minimum(nearest_SN, MAX_DISTANCE), dtype=np.float64)
+
+
+def count_claims(data: Labelled, references: int, rule: Rule = "nearest", seed: int = 0) -> PairCounts:
+    """Count claims as pairs are counted: every pair of a probe's and a claimed identity weighs the same."""
+    size = STEPS + 1
+    genuine_weight, impostor_weight = np.zeros(size), np.zeros(size)
+    genuine, impostor = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    closest: list[Float] = []
+    for claim in claims(data, references, rule, seed):
+        own = np.bincount(grid_index(claim.own), minlength=size)
+        genuine += own
+        genuine_weight += own / max(1, claim.own.size)
+        if not claim.others.size:
+            continue
+        index = grid_index(claim.others)
+        weight = np.broadcast_to(1 / (data.sizes_U[claim.position_of_other] * len(claim.others)), index.shape)
+        impostor += np.bincount(index.ravel(), minlength=size)
+        impostor_weight += np.bincount(index.ravel(), weights=weight.ravel(), minlength=size)
+        first = np.flatnonzero(np.diff(claim.position_of_other, prepend=-1))
+        closest.append(np.minimum.reduceat(claim.others.min(axis=0), first))
+    return PairCounts(
+        genuine_weight_G=normalised(genuine_weight),
+        impostor_weight_G=normalised(impostor_weight),
+        same_group_weight_G=np.zeros(size),
+        genuine_count_G=genuine,
+        impostor_count_G=impostor,
+        same_group_count_G=np.zeros(size, dtype=np.int64),
+        closest_P=np.sort(np.concatenate(closest)) if closest else np.zeros(0),
+        identities=len(data.sizes_U),
+        genuine_identities=int((data.sizes_U > references).sum()),
+    )

@@ -1,0 +1,183 @@
+"""Distance to log-likelihood ratio: how many times likelier a distance is in a genuine than in an impostor pair.
+
+A caller's prior turns it into a probability: log-odds = log-likelihood ratio + log prior-odds (N. Bruemmer,
+J. du Preez, "Application-independent evaluation of speaker detection", Computer Speech and Language 2006). Logarithms
+are natural.
+All fits are on counted pairs (`pairs.PairCounts`), genuine and impostor pairs weighing half each, so that the fitted
+log-odds are the log-likelihood ratio. Array axes: G points of the grid of distances.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.optimize import minimize
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from training.calibration.pairs import GRID, Float, PairCounts
+
+Fit = Callable[[PairCounts], Float]
+
+# Bends of the monotone alternative stand at these shares of both kinds of pairs.
+BENDS = (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
+# Keeps the alternative near a straight line where few pairs speak.
+SMOOTHNESS = 1e-4
+MIN_IDENTITIES = 50
+# What the likelihood of a pair never seen is bounded to before the sample's own bounds apply.
+LIMIT = 30.0
+
+
+def has_both(counts: PairCounts) -> bool:
+    """Whether there are genuine and impostor pairs, and not all at one distance."""
+    if not counts.genuine_count_G.any() or not counts.impostor_count_G.any():
+        return False
+    return int(((counts.genuine_count_G + counts.impostor_count_G) > 0).sum()) > 1
+
+
+def logistic(counts: PairCounts) -> Float:
+    """Log-likelihood ratio `[G]`, a straight line in the distance (J. Platt, "Probabilistic outputs", 1999).
+
+    Zero, which says nothing, without pairs of both kinds or where the line would rise with distance.
+    """
+    if not has_both(counts):
+        return np.zeros(len(GRID))
+    weights = np.concatenate([counts.genuine_weight_G, counts.impostor_weight_G])
+    used = weights > 0
+    distance = np.concatenate([GRID, GRID])[used, None]
+    genuine = np.repeat([1, 0], len(GRID))[used]
+    # scikit-learn's regularisation counts pairs, and the weights sum to two: as if of many, it has hardly an effect
+    model = LogisticRegression(C=1e6, tol=1e-8, max_iter=1000).fit(distance, genuine, sample_weight=1e4 * weights[used])
+    slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
+    if slope >= 0:
+        return np.zeros(len(GRID))
+    return np.asarray(np.clip(slope * GRID + intercept, -LIMIT, LIMIT), dtype=np.float64)
+
+
+def bent(counts: PairCounts) -> Float:
+    """Log-likelihood ratio `[G]`, piecewise linear and never rising with distance.
+
+    Logistic regression on hinges max(0, x - d) that may only add to the fall. Where the two kinds of distances are no
+    normal distributions of one width, a straight line is wrong in the tails.
+    """
+    if not has_both(counts):
+        return np.zeros(len(GRID))
+    step = 20  # bins of 0.002: finer than any bend
+    genuine, impostor = (
+        np.add.reduceat(weight_G, np.arange(0, len(GRID), step))
+        for weight_G in (counts.genuine_weight_G, counts.impostor_weight_G)
+    )
+    at = GRID[::step]
+    knots = np.unique([
+        float(GRID[min(int(np.searchsorted(np.cumsum(weight_G), share)), len(GRID) - 1)])
+        for weight_G in (counts.genuine_weight_G, counts.impostor_weight_G)
+        for share in BENDS
+    ])  # fmt: skip
+    edges = np.concatenate([[0.0], knots[(knots > 0) & (knots < GRID[-1])], [GRID[-1]]])
+
+    def basis(distance: Float) -> Float:
+        """How much of each segment between two edges lies below a distance."""
+        part: Float = np.clip(distance[:, None] - edges[None, :-1], 0, np.diff(edges)[None, :])
+        return part
+
+    used = genuine + impostor > 0
+    features, genuine, impostor = basis(at[used]), genuine[used], impostor[used]
+
+    def objective(parameters: Float) -> tuple[float, Float]:
+        intercept, falls = parameters[0], parameters[1:]
+        score = intercept - features @ falls
+        loss = genuine @ np.logaddexp(0, -score) + impostor @ np.logaddexp(0, score)
+        by_score = impostor / (1 + np.exp(-score)) - genuine / (1 + np.exp(score))
+        change = np.diff(falls)
+        gradient = np.concatenate([[by_score.sum()], -(features.T @ by_score)])
+        gradient[1:-1] -= 2 * SMOOTHNESS * change
+        gradient[2:] += 2 * SMOOTHNESS * change
+        return float(loss + SMOOTHNESS * (change @ change)), gradient
+
+    line = logistic(counts)
+    fall = max(0.0, float(line[0] - line[-1]) / GRID[-1])
+    start = np.concatenate([[float(line[0])], np.full(len(edges) - 1, fall)])
+    bounds = [(None, None), *[(0.0, None)] * (len(edges) - 1)]
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 2000})
+    return np.asarray(np.clip(found.x[0] - basis(GRID) @ found.x[1:], -LIMIT, LIMIT), dtype=np.float64)
+
+
+def pool_adjacent_violators(counts: PairCounts) -> Float:
+    """The best log-likelihood ratio `[G]` that falls with distance, in hindsight: fitted to each one seen."""
+    if not has_both(counts):
+        return np.zeros(len(GRID))
+    both = counts.genuine_weight_G + counts.impostor_weight_G
+    used = both > 0
+    model = IsotonicRegression(increasing=False, y_min=0, y_max=1, out_of_bounds="clip")
+    model.fit(GRID[used], counts.genuine_weight_G[used] / both[used], sample_weight=both[used])
+    probability = model.predict(GRID)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(probability) - np.log1p(-probability), dtype=np.float64)
+
+
+def cllr(counts: PairCounts, llr_G: Float) -> float | None:
+    """What the log-likelihood ratios cost, in bits: 0 is perfect, 1 says nothing (Bruemmer and du Preez 2006, eq. 26).
+
+    None without pairs of both kinds.
+    """
+    if not has_both(counts):
+        return None
+    genuine, impostor = counts.genuine_weight_G, counts.impostor_weight_G
+    g, i = genuine > 0, impostor > 0
+    cost = genuine[g] @ np.logaddexp(0, -llr_G[g]) + impostor[i] @ np.logaddexp(0, llr_G[i])
+    return float(cost / (2 * np.log(2)))
+
+
+def cllr_min(counts: PairCounts) -> float | None:
+    """The least Cllr that any calibration of these distances could have."""
+    return cllr(counts, pool_adjacent_violators(counts))
+
+
+def choose_fit(folds: Sequence[tuple[PairCounts, PairCounts]]) -> str:
+    """`logistic`, unless `bent` costs less on held-out identities: each fold is what to fit on and what to judge by.
+
+    Of few identities the straight line is taken unseen: what bends it would be single ones of them.
+    """
+    if sum(judge.identities or MIN_IDENTITIES for _, judge in folds) < MIN_IDENTITIES:
+        return "logistic"
+    costs = {name: [cllr(judge, fit(learn)) for learn, judge in folds] for name, fit in FITS.items()}
+    means = {name: np.mean([cost for cost in own if cost is not None] or [1.0]) for name, own in costs.items()}
+    return "bent" if means["bent"] < means["logistic"] else "logistic"
+
+
+FITS: dict[str, Fit] = {"logistic": logistic, "bent": bent}
+
+
+def bounds(counts: PairCounts, llr_G: Float) -> tuple[float, float]:
+    """The lowest and highest log-likelihood ratio that the sample supports.
+
+    Beyond them, with one more misleading pair of each kind in the sample, the ratios would decide worse than none:
+    accepting above ratio T costs FNMR + T * FMR, rejecting all costs 1, accepting all T (ELUB: P. Vergeer et al.,
+    "Numerical likelihood ratios outputted by LR systems are often based on extrapolation: when to stop
+    extrapolating?", Science and Justice 2016). The misleading pair weighs as a pair of identities does, or as an
+    identity among the genuine ones.
+    """
+    if not has_both(counts):
+        return 0.0, 0.0
+    pairs, identities = max(1, len(counts.closest_P)), max(1, counts.genuine_identities)
+    fmr_G = (counts.fmr_G * pairs + 1) / (pairs + 1)
+    fnmr_G = (counts.fnmr_G * identities + 1) / (identities + 1)
+    cost_G = fnmr_G + np.exp(llr_G) * fmr_G
+    above = (llr_G > 0) & (cost_G > 1)
+    below = (llr_G < 0) & (cost_G > np.exp(llr_G))
+    high = float(llr_G[above].min()) if above.any() else float(llr_G.max())
+    low = float(llr_G[below].max()) if below.any() else float(llr_G.min())
+    return min(low, 0.0), max(high, 0.0)
+
+
+def reliability(counts: PairCounts, llr_G: Float, edges: Sequence[float] | Float) -> tuple[Float, Float, Float]:
+    """Of the pairs given a probability at prior 0.5, how many are genuine: for each bin between two edges that holds
+    pairs, the mean probability given, the share that is genuine, and the share of all pairs."""
+    probability_G = 1 / (1 + np.exp(-llr_G))
+    bins = len(edges) - 1
+    bin_G = np.clip(np.searchsorted(np.asarray(edges), probability_G, side="right") - 1, 0, bins - 1)
+    genuine = np.bincount(bin_G, counts.genuine_weight_G / 2, bins)
+    both_G = (counts.genuine_weight_G + counts.impostor_weight_G) / 2
+    both = np.bincount(bin_G, both_G, bins).astype(np.float64)
+    given = np.bincount(bin_G, both_G * probability_G, bins)
+    used = both > 0
+    return given[used] / both[used], genuine[used] / both[used], both[used]

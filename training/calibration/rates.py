@@ -1,0 +1,117 @@
+"""Counts of pairs to error rates and thresholds: pure functions on arrays.
+
+Array axes: G points of the grid of distances.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from app.matching import MAX_DISTANCE
+from training.calibration.pairs import GRID, STEPS, Float, PairCounts
+
+# A rate is promised only if at least so many false matches, from so many pairs of identities, carry it.
+MIN_FALSE_MATCHES = 10
+MIN_IDENTITY_PAIRS = 10
+
+
+def threshold_at_fmr(fmr_G: Float, target: float) -> float | None:
+    """The largest threshold of the grid whose FMR is at most `target`; None if even 0 has a larger one.
+
+    >>> fmr_G = np.zeros(STEPS + 1); fmr_G[5000:] = 0.02
+    >>> threshold_at_fmr(fmr_G, 0.01)
+    0.4999
+    """
+    index = int(np.searchsorted(fmr_G, target + 1e-12, side="right")) - 1
+    return float(GRID[index]) if index >= 0 else None
+
+
+def equal_error_rate(fmr_G: Float, fnmr_G: Float) -> float:
+    """The rate where FMR = FNMR, linear between two points of the grid.
+
+    >>> equal_error_rate(np.linspace(0, 1, STEPS + 1), np.linspace(1, 0, STEPS + 1))
+    0.5
+    """
+    above = int(np.argmax(fmr_G >= fnmr_G))
+    if above == 0:
+        return float((fmr_G[0] + fnmr_G[0]) / 2)
+    gap_before, gap_after = fnmr_G[above - 1] - fmr_G[above - 1], fmr_G[above] - fnmr_G[above]
+    share = gap_before / (gap_before + gap_after) if gap_before + gap_after else 0.0
+    return float(fmr_G[above - 1] + share * (fmr_G[above] - fmr_G[above - 1]))
+
+
+def equal_error_rates(counts: PairCounts) -> tuple[float | None, float | None]:
+    """EER with all impostors and with those of the same group; null without pairs of both kinds."""
+    if not counts.genuine_count_G.any() or not counts.impostor_count_G.any():
+        return None, None
+    near = counts.same_group_count_G.any()
+    return (
+        equal_error_rate(counts.fmr_G, counts.fnmr_G),
+        equal_error_rate(counts.same_group_fmr_G, counts.fnmr_G) if near else None,
+    )
+
+
+def verification_accuracy(counts: PairCounts) -> float | None:
+    """Share of right verdicts at the best threshold where genuine and impostor pairs are equally many; None without
+    pairs of both kinds."""
+    if not counts.genuine_count_G.any() or not counts.impostor_count_G.any():
+        return None
+    return float(1 - ((counts.fmr_G + counts.fnmr_G) / 2).min())
+
+
+def contrastive_loss(counts: PairCounts, margin: float) -> float:
+    """The loss of `training.loss` over all pairs counted, impostor term averaged over all impostor pairs."""
+    genuine = (counts.genuine_weight_G * GRID**2).sum() / 2
+    impostor = (counts.impostor_weight_G * np.maximum(0, margin - GRID) ** 2).sum() / 2
+    return float(genuine + impostor)
+
+
+def mean_impostor_distance(counts: PairCounts) -> float | None:
+    """How far apart different identities lie on average; None without impostor pairs."""
+    return float((counts.impostor_weight_G * GRID).sum()) if counts.impostor_count_G.any() else None
+
+
+def rates_at(counts: PairCounts, threshold: float) -> dict[str, Any]:
+    """FMR and FNMR at one threshold, with pair counts; null where there are no such pairs."""
+    index = int(np.floor(threshold * (STEPS / MAX_DISTANCE) + 1e-7))
+    index = min(max(index, 0), STEPS)
+    impostors, genuine, near = (
+        int(bins.sum()) for bins in (counts.impostor_count_G, counts.genuine_count_G, counts.same_group_count_G)
+    )
+    return {
+        "fmr": min(float(counts.fmr_G[index]), 1.0) if impostors else None,
+        "fnmr": float(counts.fnmr_G[index]) if genuine else None,
+        "same_group_fmr": float(counts.same_group_fmr_G[index]) if near else None,
+        "impostor_pairs": impostors,
+        "false_matches": int(counts.impostor_count_G[: index + 1].sum()),
+        "genuine_pairs": genuine,
+        "false_non_matches": int(counts.genuine_count_G[index + 1 :].sum()),
+        "same_group_impostor_pairs": near,
+    }
+
+
+def supported_from(counts: PairCounts) -> float | None:
+    """The smallest threshold at which the sample holds enough false matches, from enough different pairs of
+    identities, to promise its FMR; None if it holds too few altogether."""
+    false_matches_G = np.cumsum(counts.impostor_count_G)
+    identity_pairs_G = np.searchsorted(counts.closest_P, GRID + 1e-9, side="right")
+    enough_G = (false_matches_G >= MIN_FALSE_MATCHES) & (identity_pairs_G >= MIN_IDENTITY_PAIRS)
+    return float(GRID[int(np.argmax(enough_G))]) if enough_G.any() else None
+
+
+def is_supported(counts: PairCounts, threshold: float) -> bool:
+    """Whether the sample holds enough false matches at this threshold to promise its FMR."""
+    smallest = supported_from(counts)
+    return smallest is not None and threshold >= smallest - 1e-9
+
+
+def metrics(counts: PairCounts, threshold: float) -> dict[str, Any]:
+    """The figures of one evaluation, as `metrics.json` holds them."""
+    eer, same_group_eer = equal_error_rates(counts)
+    return {
+        "threshold": threshold,
+        **rates_at(counts, threshold),
+        "eer": eer,
+        "same_group_eer": same_group_eer,
+        "identities": counts.identities,
+    }
