@@ -85,10 +85,10 @@ class Calibration:
         fmr_G = times * self._curves[f"calibration_fmr_all_{known}"]
         smallest = self._smallest_fmr(known) * times
         if target_fmr < smallest:
-            self._refuse(target_fmr, [smallest] if math.isfinite(smallest) else [], references)
+            self._refuse(target_fmr, [smallest] if smallest < 1 else [], references)
         at = int(np.searchsorted(fmr_G, target_fmr * (1 + 1e-6), side="right")) - 1
         if at < 0:
-            self._refuse(target_fmr, [smallest] if math.isfinite(smallest) else [], references)
+            self._refuse(target_fmr, [smallest] if smallest < 1 else [], references)
         # the target alone; rates are read off by `said`
         return Threshold(float(self._distance[at]), "calibration", OperatingPoint(target_fmr, supported=True))
 
@@ -142,9 +142,6 @@ class Calibration:
         exact = times == 1
         point = chosen.point if references == 1 and chosen.point and chosen.point.fmr is not None else None
         supported = self._supports(known, chosen.value)
-        percentile = None
-        if exact:
-            percentile = 100 * (1 - self._read("calibration_fmr_all", known, distance))
         return Said(
             fmr=point.fmr if point else self._rate("fmr_all", known, chosen.value, times) if supported else None,
             fmr_ci95=point.fmr_ci95 if point else self._ends("fmr", known, chosen.value, times) if supported else None,
@@ -152,14 +149,15 @@ class Calibration:
             fnmr=point.fnmr if point else self._rate("fnmr_all", known, chosen.value, 1),
             fnmr_ci95=point.fnmr_ci95 if point else self._ends("fnmr", known, chosen.value, 1),
             log_likelihood_ratio=self._read("llr", known, distance) if exact and self._speaks else None,
-            percentile=percentile,
+            percentile=_percentile(self._read("calibration_fmr_all", known, distance)) if exact else None,
         )
 
     def _supports(self, known: int, threshold: float) -> bool:
         return threshold >= float(self._curves[f"supported_{known}"].max()) - 1e-6
 
-    def _rate(self, name: str, known: int, threshold: float, times: int) -> float:
-        return min(1.0, times * self._read(name, known, threshold))
+    def _rate(self, name: str, known: int, threshold: float, times: int) -> float | None:
+        rate = self._read(name, known, threshold)
+        return None if math.isnan(rate) else min(1.0, times * rate)
 
     def _ends(
         self, rate: Literal["fmr", "fnmr"], known: int, threshold: float, times: int
@@ -226,6 +224,10 @@ def probability(log_likelihood_ratio: float, prior: float) -> float:
     """
     odds = log_likelihood_ratio + math.log(prior) - math.log1p(-prior)
     return 1 / (1 + math.exp(-odds)) if odds > 0 else math.exp(odds) / (1 + math.exp(odds))
+
+
+def _percentile(rate: float) -> float | None:
+    return None if math.isnan(rate) else 100 * (1 - rate)
 
 
 def _rounded_up(value: float) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from app import checkpoint as format_1
@@ -25,7 +26,7 @@ from training.calibration.pairs import GRID, Float, Int, grid_index
 from training.dataset import read_dataset
 from training.evaluate import embed_images, open_encoder
 
-SPLITS, SEARCHES, GROUP_SPLITS = 200, 40, 100
+SPLITS, SEARCHES, GROUP_SPLITS = 200, 40, 40
 TARGETS = (0.01, 0.001)
 EDGES = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 TARGET_FPIR, GALLERIES = 0.1, (10, 100, 400)
@@ -35,27 +36,33 @@ TARGET_FPIR, GALLERIES = 0.1, (10, 100, 400)
 class Pairs:
     """The share of image pairs of each pair of identities that a threshold calls similar, without counting anew."""
 
-    bins_PI: list[Float]
+    bins_I: NDArray[np.uint16]  # the grid's bin of every image pair, one pair of identities after the other
+    starts_P: Int
+    first_P: Int
+    second_P: Int
     identities: int
 
     @classmethod
     def of(cls, sample: Sample) -> "Pairs":
         data = sample.sorted
-        parts: list[list[Float]] = [[] for _ in range(len(data.sizes_U) ** 2)]
+        parts: dict[tuple[int, int], list[NDArray[np.uint16]]] = {}
         for rows in data.rows():
             ends = np.cumsum(data.sizes_U[rows.identity + 1 :])[:-1]
             index = grid_index(rows.others).astype(np.uint16)
             for offset, part in enumerate(np.split(index, ends, axis=1) if index.size else []):
-                parts[rows.identity * len(data.sizes_U) + rows.identity + 1 + offset].append(part.ravel())
-        joined = [np.sort(np.concatenate(own)) if own else np.empty(0, np.uint16) for own in parts]
-        return cls(joined, len(data.sizes_U))
+                parts.setdefault((rows.identity, rows.identity + 1 + offset), []).append(part.ravel())
+        joined = [np.concatenate(own) for own in parts.values()]
+        first_P, second_P = np.array(list(parts)).T
+        starts_P = np.concatenate([[0], np.cumsum([len(own) for own in joined])[:-1]])
+        return cls(np.concatenate(joined), starts_P, first_P, second_P, len(data.sizes_U))
 
     def shares(self, threshold: float) -> Float:
         """`[U, U]`, symmetric, zero on the diagonal."""
-        index = int(grid_index(np.array([threshold]))[0])
-        found = [np.searchsorted(own, index, side="right") / len(own) if len(own) else 0.0 for own in self.bins_PI]
-        square = np.array(found).reshape(self.identities, self.identities)
-        return np.asarray(square + square.T, dtype=np.float64)
+        similar_I = self.bins_I <= grid_index(np.array([threshold]))[0]
+        sizes_P = np.diff(np.append(self.starts_P, len(similar_I)))
+        square = np.zeros((self.identities, self.identities))
+        square[self.first_P, self.second_P] = np.add.reduceat(similar_I, self.starts_P, dtype=np.int64) / sizes_P
+        return square + square.T
 
 
 def fmr(shares_UU: Float, members: Int) -> float:

@@ -26,7 +26,7 @@ def test_any_target_between_the_operating_points_has_a_threshold_between_theirs(
     thresholds = [calibration.at_fmr(float(target)).value for target in targets]
     assert thresholds == sorted(thresholds)
     for target, threshold in zip(targets, thresholds, strict=True):
-        assert calibration._rate("calibration_fmr_all", 1, threshold, 1) <= target + 1e-6
+        assert calibration._read("calibration_fmr_all", 1, threshold) <= target + 1e-6
 
 
 def test_threshold_and_target_exclude_each_other(calibration: Calibration) -> None:

@@ -251,8 +251,26 @@ def test_calibrate_keeps_the_encoder_and_measures_anew(trained: Path, tmp_path: 
     assert new.calibration.fingerprint != old.calibration.fingerprint
     assert new.calibration.identities == 15
     assert new.dataset == old.dataset
+    assert (new.calibration.intervals_over, new.calibration.units) == ("identity", 15)
+    point = new.operating_points[0]
+    assert point.fmr_ci95 is not None and point.fmr is not None
+    assert point.fmr_ci95[0] <= point.fmr <= point.fmr_ci95[1]
     refused = diptych("calibrate", trained, "--data", data, "--output", tmp_path / "new", "--quiet")
     assert refused.returncode == 2 and "not empty" in refused.stderr
+
+
+def test_calibrate_can_keep_whole_groups_apart(trained: Path, tmp_path: Path) -> None:
+    """Half of the groups choose, the others measure, and intervals draw groups; with too few it says so."""
+    done = diptych(
+        *("calibrate", trained, "--data", EVALUATION, "--output", tmp_path / "few", "--split-by", "group", "--quiet")
+    )
+    assert done.returncode == 2 and "3 groups" in done.stderr
+    data = Path(shutil.copytree(EVALUATION, tmp_path / "data"))
+    shutil.copytree(BACKGROUND / "Greek", data / "Greek")
+    done = diptych("calibrate", trained, "--data", data, "--output", tmp_path / "new", "--split-by", "group", "--quiet")
+    assert done.returncode == 0, done.stderr
+    facts = format_1.load(tmp_path / "new").description.calibration
+    assert (facts.intervals_over, facts.units) == ("group", 2)
 
 
 def test_folder_names_that_are_no_unicode_and_tiny_splits_still_make_a_checkpoint(tmp_path: Path) -> None:

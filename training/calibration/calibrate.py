@@ -6,6 +6,7 @@ identities; curves for one reference and for several, where the identities have 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ TARGETS = (0.1, 0.01, 0.001, 0.0001)
 # Numbers of references that get curves of their own, if half of the identities have one image more.
 REFERENCES = (1, 2, 3, 5, 10)
 FOLDS = 5
+# Intervals, claims and spreads look at no more than so many identities, and images of each: time grows with the square.
+MANY_IDENTITIES, MANY_IMAGES = 1000, 30
 # `calibration.npz` holds curves over these distances, steps of 0.001; intervals are drawn at every fifth.
 CURVE = slice(None, None, 10)
 INTERVALS = GRID[::100]
@@ -38,20 +41,33 @@ class Sample:
     identity_N: Int
     group_N: Int
 
-    @property
+    @cached_property
     def sorted(self) -> Labelled:
         """By identity, as pairs are counted."""
         return labelled(self.embeddings_ND, self.identity_N, self.group_N)
 
-    @property
+    @cached_property
     def counts(self) -> PairCounts:
         """All pairs."""
         return count_pairs(self.embeddings_ND, self.identity_N, self.group_N)
 
     def part(self, identities: Int) -> "Sample":
         """Some identities only."""
-        chosen_N = np.isin(self.identity_N, identities)
-        return Sample(self.embeddings_ND[chosen_N], self.identity_N[chosen_N], self.group_N[chosen_N])
+        return self._of(np.flatnonzero(np.isin(self.identity_N, identities)))
+
+    @property
+    def small(self) -> "Sample":
+        """At most so many identities, and images of each, drawn at random: what resampling and claims take time for."""
+        rng = np.random.default_rng(0)
+        identities = rng.permutation(np.unique(self.identity_N))[:MANY_IDENTITIES]
+        order = rng.permutation(np.flatnonzero(np.isin(self.identity_N, identities)))
+        order = order[np.argsort(self.identity_N[order], kind="stable")]
+        _, starts, sizes = np.unique(self.identity_N[order], return_index=True, return_counts=True)
+        rank = np.arange(len(order)) - np.repeat(starts, sizes)
+        return self._of(np.sort(order[rank < MANY_IMAGES]))
+
+    def _of(self, index: Int) -> "Sample":
+        return Sample(self.embeddings_ND[index], self.identity_N[index], self.group_N[index])
 
 
 @dataclass(frozen=True)
@@ -72,12 +88,12 @@ def calibrate(
     """
     chosen, measured = choose.counts, measure.counts
     targets = sorted({*TARGETS, target_fmr}, reverse=True)
-    points = operating_points(chosen, measured, measure.sorted, unit, targets)
+    points = operating_points(chosen, measured, measure.small.sorted, unit, targets)
     threshold, source, note = default_threshold(points, target_fmr, margin)
-    named = curves(choose, measure, unit)
+    fitted = likelihood.choose_fit(folds(choose))
+    named = curves(choose, measure, unit, likelihood.FITS[fitted])
     eer, same_group_eer = rates.equal_error_rates(measured)
     smallest = rates.supported_from(chosen)
-    fitted = likelihood.choose_fit(folds(choose))
     llr_G = likelihood.FITS[fitted](chosen)
     low, high = likelihood.bounds(chosen, llr_G)
     llr_G = np.clip(llr_G, low, high)
@@ -170,29 +186,30 @@ def default_threshold(
     return margin / 2, "margin", note
 
 
-def curves(choose: Sample, measure: Sample, unit: Unit) -> Mapping[str, NDArray[Any]]:
+def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> Mapping[str, NDArray[Any]]:
     """What `calibration.npz` holds: curves over `distance`, named by rate, population and number of references R.
 
     `calibration_*_R` chose thresholds, `fmr_all_R` and `fnmr_all_R` were measured on test identities, and `*_low_R`,
     `*_high_R` are the ends of their 95 % intervals. `llr_R` is the log-likelihood ratio, `probe_fmr_R` and
     `probe_concentration_R` how the FMR spreads over probes (`app.matching.fpir`). `supported_R`: the smallest distance
-    at which the calibration identities hold enough false matches, and the test identities.
+    at which the calibration identities hold enough false matches, and the test identities. NaN: no such pairs.
     """
-    chosen, measured = choose.sorted, measure.sorted
+    chosen, measured = choose.small.sorted, measure.small.sorted
+    pairs = (choose.counts, measure.counts)
     unit_U = _units(measured, unit)
     weights = bootstrap.draw(unit_U)
-    fit = likelihood.FITS[likelihood.choose_fit(folds(choose))]
     named: dict[str, Float] = {"distance": GRID[CURVE]}
-    if (near := measure.counts).same_group_count_G.any():
-        named["fmr_same_group_1"] = near.same_group_fmr_G[CURVE]
+    if pairs[1].same_group_count_G.any():
+        named["fmr_same_group_1"] = pairs[1].same_group_fmr_G[CURVE]
     for references in REFERENCES:
         if references > 1 and min(np.median(part.sizes_U) for part in (chosen, measured)) <= references:
             break
-        by, on = count_claims(chosen, references), count_claims(measured, references)
-        named[f"calibration_fmr_all_{references}"] = by.fmr_G[CURVE]
-        named[f"calibration_fnmr_all_{references}"] = by.fnmr_G[CURVE]
-        named[f"fmr_all_{references}"] = on.fmr_G[CURVE]
-        named[f"fnmr_all_{references}"] = on.fnmr_G[CURVE]
+        by, on = pairs if references == 1 else (count_claims(chosen, references), count_claims(measured, references))
+        for prefix, counts in (("calibration_", by), ("", on)):
+            unknown = np.full(len(named["distance"]), np.nan)
+            fmr, fnmr = f"{prefix}fmr_all_{references}", f"{prefix}fnmr_all_{references}"
+            named[fmr] = counts.fmr_G[CURVE] if counts.impostor_count_G.any() else unknown
+            named[fnmr] = counts.fnmr_G[CURVE] if counts.genuine_count_G.any() else unknown
         ends = bootstrap.rates(claims(measured, references), INTERVALS, weights, unit_U)
         for rate, (low, high) in (("fmr", ends.fmr_interval), ("fnmr", ends.fnmr_interval)):
             named[f"{rate}_low_{references}"] = np.interp(GRID[CURVE], INTERVALS, low)
