@@ -10,6 +10,7 @@ from sklearn.metrics import roc_curve
 
 from app.matching import decide
 from training.calibration import bootstrap, galleries, pairs
+from training.calibration import calibrate as whole
 from training.calibration import rates as c
 from training.calibration.calibrate import Sample, default_threshold, operating_points
 from training.calibration.pairs import GRID, STEPS, count_listed_pairs, count_pairs
@@ -26,7 +27,7 @@ def labelled(seed: int, count: int, identities: int, groups: int, spread: float 
 
 def test_worked_examples_in_the_docstrings_hold() -> None:
     """Each can be checked by hand."""
-    for room in (pairs, c, bootstrap, galleries):
+    for room in (pairs, c, bootstrap, galleries, whole):
         found = doctest.testmod(room)
         assert found.attempted >= 1
         assert found.failed == 0

@@ -164,8 +164,11 @@ def test_probabilities_come_true() -> None:
     assert np.abs(given_ - true).max() < 0.06
 
 
-@pytest.mark.parametrize("identity", [[0, 0, 0], [0, 1, 2], [0, 0, 1, 1]])
-def test_degenerate_sets_say_nothing(identity: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("identity", "words"),
+    [([0, 0, 0], "one identity"), ([0, 1, 2], "has two images"), ([0, 0, 1, 1], "distances are equal")],
+)
+def test_degenerate_sets_say_nothing_and_are_named(identity: list[int], words: str) -> None:
     """One identity, no genuine pair, all distances equal: null and zero, no number that looks like one."""
     points = np.ones((len(identity), 2), dtype=np.float32) / np.sqrt(2, dtype=np.float32)
     one = Sample(points, np.array(identity), np.zeros(len(identity), dtype=int))
@@ -173,10 +176,21 @@ def test_degenerate_sets_say_nothing(identity: list[int]) -> None:
     assert result.fields["threshold_source"] == "margin"
     assert result.fields["calibration"].likelihood_ratio is None
     assert result.fields["calibration"].cllr is None
+    assert words in result.fields["calibration"].note
     assert not result.curves["llr_1"].any()
 
 
 # --- several references, and searches ----------------------------------------------------------------------
+
+
+def test_the_same_image_twice_is_spoken_of() -> None:
+    """It is a genuine pair that nobody could miss."""
+    data = sample(9, 30, images=4)
+    data.embeddings_ND[1::4] = data.embeddings_ND[0::4]
+    note = (
+        calibrate(data, data, margin=1.0, target_fmr=0.1, unit="identity", fingerprint="f").fields["calibration"].note
+    )
+    assert "17% of the genuine test pairs are the same image twice" in note
 
 
 def test_claims_with_one_reference_are_pairs() -> None:

@@ -26,6 +26,8 @@ REFERENCES = (1, 2, 3, 5, 10)
 FOLDS = 5
 # Intervals, claims and spreads look at no more than so many identities, and images of each: time grows with the square.
 MANY_IDENTITIES, MANY_IMAGES = 1000, 30
+# From this share of genuine pairs at distance zero on, they are spoken of.
+SAME_IMAGE = 0.01
 # `calibration.npz` holds curves over these distances, steps of 0.001; intervals are drawn at every fifth.
 CURVE = slice(None, None, 10)
 INTERVALS = GRID[::100]
@@ -115,7 +117,8 @@ def calibrate(
                 impostor_pairs=int(measured.impostor_count_G.sum()),
                 eer=eer,
                 same_group_eer=same_group_eer,
-                note=note,
+                note=" ".join(filter(None, [note, *oddities(chosen, "calibration"), *oddities(measured, "test")]))
+                or None,
                 smallest_fmr=None if smallest is None else _fmr_at(chosen, smallest),
                 intervals_over=unit,
                 units=len(np.unique(_units(measure.sorted, unit))),
@@ -126,6 +129,28 @@ def calibrate(
             ),
         },
     )
+
+
+def oddities(counts: PairCounts, which: str) -> list[str]:
+    """What of a sample makes its figures empty, in words.
+
+    >>> nothing = count_pairs(np.eye(2, dtype=np.float32), np.array([0, 0]), np.array([0, 0]))
+    >>> oddities(nothing, "test")
+    ['The test images are all of one identity, so there are no impostor pairs and no FMR.']
+    """
+    found = []
+    if not counts.impostor_count_G.any():
+        found.append(f"The {which} images are all of one identity, so there are no impostor pairs and no FMR.")
+    if not counts.genuine_count_G.any():
+        found.append(f"No {which} identity has two images, so there are no genuine pairs and no FNMR.")
+    both = counts.genuine_count_G + counts.impostor_count_G
+    if both.sum() > 1 and int((both > 0).sum()) == 1:
+        found.append(f"All {which} distances are equal: the encoder tells nothing apart, or the images are one image.")
+    same = counts.genuine_count_G[:2].sum()  # within a step of the grid, which is what rounding may leave
+    if same > SAME_IMAGE * counts.genuine_count_G.sum():
+        share = same / counts.genuine_count_G.sum()
+        found.append(f"{share:.0%} of the genuine {which} pairs are the same image twice, which makes FNMR too small.")
+    return found
 
 
 def operating_points(
