@@ -40,7 +40,7 @@ class Calibration:
         self._curves: Mapping[str, NDArray[np.float64]] = {
             name: curve.astype(np.float64) for name, curve in checkpoint.curves().items()
         }
-        self._distance = self._curves["distance"]
+        self._distance = self._curves["distance"].round(6)  # stored as float32
         self._default = description.default_threshold
         self._points = description.operating_points
         self._speaks = description.calibration.likelihood_ratio is not None
