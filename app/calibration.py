@@ -1,8 +1,8 @@
 """What the checkpoint's calibration says of a distance: rates, likelihood ratio, thresholds for a wish.
 
 A claim is judged by the nearest of an identity's references, and the nearest of five is closer by chance too, so there
-are curves for several numbers of references. Between two of them the larger speaks. Beyond the largest, R references
-match by chance at most as often as R single ones together (the union bound), and what has no bound is null.
+are curves for several numbers of references. Beyond the largest, R references match by chance at most as often as R
+single ones together (the union bound), and what has no bound is null.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.checkpoint import Checkpoint
-from app.errors import ConflictingFields, NotSupported
+from app.errors import ConflictingFields, InvalidRequest, NotSupported
 from app.matching import Floats, OperatingPoint, Threshold, fpir
 
 
@@ -68,36 +68,61 @@ class Calibration:
             return self.at_fmr(target_fmr, references)
         if references == 1 or self._default.point is None:
             return self._default
+        if not self._known:
+            return Threshold(self._default.value, self._default.source)
         try:
             return self.at_fmr(self._default.point.target_fmr, references)
-        except NotSupported:  # nobody asked for a rate, so none is promised
-            return Threshold(self._default.value, self._default.source)
+        except NotSupported:  # nobody asked for a rate, so none is promised, but the threshold shrinks all the same
+            value = self._largest_within(self._default.point.target_fmr, *self._closest(references))
+            return Threshold(min(self._default.value, value), self._default.source)
 
-    def at_fmr(self, target_fmr: float, references: int = 1) -> Threshold:
-        """The threshold chosen for a false-match rate. Raises `NotSupported` where the calibration can't promise it."""
+    def at_fmr(self, target_fmr: float, references: int = 1, field: str = "target_fmr") -> Threshold:
+        """The threshold chosen for a false-match rate.
+
+        Raises `NotSupported` where the calibration can't promise it, `InvalidRequest` for what is no rate. `field` is
+        what the request calls it.
+        """
+        if not 0 < target_fmr < 1:
+            raise InvalidRequest(f"`{field}` must lie between 0 and 1.")
         if references == 1:
             for point in self._points:
                 if point.supported and point.threshold is not None and math.isclose(point.target_fmr, target_fmr):
                     return Threshold(point.threshold, "calibration", point)
         if not self._known:
-            self._refuse(target_fmr, [p.target_fmr for p in self._points if p.supported])
+            one = [p.target_fmr for p in self._points if p.supported]
+            raise NotSupported(
+                "This checkpoint was calibrated for one reference and these false-match rates alone: "
+                f"{', '.join(f'{rate:g}' for rate in one) or 'none'}. `diptych calibrate` measures more.",
+                supported_target_fmr=one,
+            )
         known, times = self._closest(references)
-        fmr_G = times * self._curves[f"calibration_fmr_all_{known}"]
-        smallest = self._smallest_fmr(known) * times
-        if target_fmr < smallest:
-            self._refuse(target_fmr, [smallest] if smallest < 1 else [], references)
-        at = int(np.searchsorted(fmr_G, target_fmr * (1 + 1e-6), side="right")) - 1
-        if at < 0:
-            self._refuse(target_fmr, [smallest] if smallest < 1 else [], references)
+        value, limit = self._largest_within(target_fmr, known, times), self._curves[f"supported_{known}"][0]
+        if value < limit - 1e-6:
+            first = int(np.searchsorted(self._distance, limit - 1e-6))
+            supported = []
+            if first < len(self._distance):
+                smallest = _rounded_up(times * float(self._curves[f"calibration_fmr_all_{known}"][first]))
+                supported = [smallest] if smallest < 1 else []
+            least = f"The smallest that it supports is {supported[0]:g}." if supported else "It supports none."
+            of = f" for {references} references" if references > 1 else ""
+            raise NotSupported(
+                f"The calibration holds too few false matches to promise `{field}` {target_fmr:g}{of}. {least}",
+                **{f"supported_{field}": supported},
+            )
         # the target alone; rates are read off by `said`
-        return Threshold(float(self._distance[at]), "calibration", OperatingPoint(target_fmr, supported=True))
+        return Threshold(value, "calibration", OperatingPoint(target_fmr, supported=True))
+
+    def _largest_within(self, target_fmr: float, known: int, times: int) -> float:
+        fmr_G = times * self._curves[f"calibration_fmr_all_{known}"]
+        at = int(np.searchsorted(fmr_G, target_fmr * (1 + 1e-6), side="right")) - 1
+        return float(self._distance[max(at, 0)])
 
     def band(self, chosen: Threshold, inconclusive_fmr: float, references: int = 1) -> float:
         """The distance up to which a verdict is inconclusive: the threshold for a larger false-match rate.
 
         Raises `NotSupported` as `at_fmr` does, and `ConflictingFields` where no band is left beyond the threshold.
         """
-        end = self.at_fmr(inconclusive_fmr, references).value
+        end = self.at_fmr(inconclusive_fmr, references, "inconclusive_fmr").value
         if end <= chosen.value:
             raise ConflictingFields(
                 f"`inconclusive_fmr` {inconclusive_fmr:g} belongs to the distance {end:.4f}, which is not beyond the "
@@ -113,21 +138,6 @@ class Calibration:
             return self.band(chosen, inconclusive_fmr, references)
         except (NotSupported, ConflictingFields):
             return None
-
-    def _refuse(self, target_fmr: float, supported: list[float], references: int = 1) -> None:
-        supported = [_rounded_up(value) for value in supported]
-        least = f"The smallest that it supports is {min(supported):g}." if supported else "It supports none."
-        of = f" for {references} references" if references > 1 else ""
-        raise NotSupported(
-            f"The calibration holds too few false matches to promise target_fmr {target_fmr:g}{of}. {least}",
-            supported_target_fmr=sorted(supported),
-        )
-
-    def _smallest_fmr(self, known: int) -> float:
-        limit = self._curves[f"supported_{known}"][0]
-        if not np.isfinite(limit):
-            return math.inf
-        return float(np.interp(limit, self._distance, self._curves[f"calibration_fmr_all_{known}"]))
 
     # --- one comparison ------------------------------------------------------------------------------------
 
@@ -183,14 +193,16 @@ class Calibration:
         """The threshold at which a search of so many identities, with so many references each, finds somebody who is
         not among them in a share `target_fpir` of searches. Raises `NotSupported` where the calibration can't tell."""
         if not self._known:
-            raise NotSupported("This checkpoint is not calibrated for `target_fpir`. Calibrate it anew.")
+            raise NotSupported("This checkpoint is not calibrated for `target_fpir`: `diptych calibrate` does it.")
+        if not identities:
+            return self._default
         known, times = self._closest(references)
-        rates_G = self._fpir(known, times, identities)
+        rates_G = self._fpir("calibration_", known, times, identities)
         floor = float(self._curves[f"supported_{known}"][0])
         at = int(np.searchsorted(rates_G, target_fpir * (1 + 1e-6), side="right")) - 1
         if at < 0 or not self._distance[at] >= floor - 1e-6:
             first = int(np.searchsorted(self._distance, floor - 1e-6)) if math.isfinite(floor) else len(rates_G)
-            possible = [_rounded_up(float(rates_G[first]))] if first < len(rates_G) and rates_G[first] < 1 else []
+            possible = [_rounded_up(float(rates_G[first]))] if first < len(rates_G) and rates_G[first] < 0.99 else []
             least = f"The smallest that it supports is {possible[0]:g}." if possible else "It supports none."
             raise NotSupported(
                 f"The calibration holds too few false matches to promise target_fpir {target_fpir:g} in a gallery of "
@@ -200,18 +212,21 @@ class Calibration:
         return Threshold(float(self._distance[at]), "calibration")
 
     def search_rates(self, threshold: float, identities: int, references: int) -> tuple[float | None, float | None]:
-        """Expected FPIR of a search at a threshold, and expected number of false matches; null where unsupported."""
-        if not self._known or not identities:
-            return (0.0, 0.0) if not identities else (None, None)
-        known, times = self._closest(references)
-        if threshold < float(self._curves[f"supported_{known}"][0]) - 1e-6:
+        """Expected FPIR of a search at a threshold, and expected number of false matches, as the test identities show
+        them; null where they don't support it."""
+        if not identities:
+            return 0.0, 0.0
+        if not self._known:
             return None, None
-        rate = float(np.interp(threshold, self._distance, self._fpir(known, times, identities)))
+        known, times = self._closest(references)
+        if not self._supports(known, threshold):
+            return None, None
+        rate = float(np.interp(threshold, self._distance, self._fpir("", known, times, identities)))
         matches = identities * times * self._read("probe_fmr", known, threshold)
         return rate, min(float(identities), matches)
 
-    def _fpir_uncached(self, known: int, times: int, identities: int) -> Floats:
-        mean, concentration = self._curves[f"probe_fmr_{known}"], self._curves[f"probe_concentration_{known}"]
+    def _fpir_uncached(self, prefix: str, known: int, times: int, identities: int) -> Floats:
+        mean, concentration = (self._curves[f"{prefix}probe_{of}_{known}"] for of in ("fmr", "concentration"))
         rates_G: Floats = np.maximum.accumulate(fpir(mean, concentration, identities * times))
         return rates_G
 

@@ -129,6 +129,7 @@ class Description(Part):
     def default_threshold(self) -> Threshold:
         """The threshold where a request names none, with its operating point if it was calibrated."""
         points = [p for p in self.operating_points if p.threshold == self.threshold and p.supported]
+        points.sort(key=lambda point: point.target_fmr != self.target_fmr)
         return Threshold(self.threshold, self.threshold_source, points[0] if points else None)
 
 

@@ -62,10 +62,12 @@ def report(target_fmr: float | None, output: Path | None, **options: Any) -> Non
 
     For each collection: identities whose own references are called dissimilar, pairs of identities with references
     that are called similar, and references that lie nearer to another identity than to their own. The service may run
-    meanwhile; nothing is changed.
+    meanwhile; nothing enrolled is changed.
     """
     from app.report import report_on
 
+    if output is not None:
+        output.touch()  # a place that can't be written to is better named now than after the work
     documents = report_on(target_fmr, **{name: value for name, value in options.items() if value is not None})
     if output is not None:
         output.write_text(json.dumps(documents, indent=2) + "\n")

@@ -59,7 +59,7 @@ def fpir(mean: Floats, concentration: Floats, identities: float) -> Floats:
     mean = np.clip(mean, 1e-12, 1 - 1e-12)
     a, b = mean * concentration, (1 - mean) * concentration
     log_nobody = _lgamma(b + identities) - _lgamma(b) - _lgamma(a + b + identities) + _lgamma(a + b)
-    return -np.expm1(np.asarray(log_nobody, dtype=np.float64))
+    return np.clip(-np.expm1(np.asarray(log_nobody, dtype=np.float64)), 0, 1)
 
 
 _lgamma = np.frompyfunc(math.lgamma, 1, 1)

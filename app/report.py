@@ -8,9 +8,9 @@ from app import checkpoint as format_1
 from app import gallery
 from app.calibration import Calibration
 from app.database import Database
-from app.errors import ModelMismatch, NotSupported, UsageError
+from app.errors import InvalidRequest, ModelMismatch, NotSupported, UsageError
 from app.settings import read_settings
-from app.weak_spots import Spot, WeakSpots, look
+from app.weak_spots import MOST, Spot, WeakSpots, look
 
 # Lines that are printed of each kind; `--output` has all.
 SHOWN = 10
@@ -24,21 +24,22 @@ def report_on(target_fmr: float | None, **given: Any) -> list[dict[str, Any]]:
     checkpoint = format_1.load(settings.checkpoint)
     try:
         chosen = Calibration(checkpoint).choose(target_fmr=target_fmr)
-    except NotSupported as problem:
+    except (InvalidRequest, NotSupported) as problem:
         raise UsageError(problem.detail) from None
     database = Database(settings.sqlite_path)
     documents = []
     try:
         database.migrate()
         with database.read() as connection:
-            for enrolled in gallery.references_by_collection(connection, checkpoint.description.model_id):
-                found = look(enrolled, chosen.value)
-                _show(found)
-                documents.append(found.document())
+            collections = list(gallery.references_by_collection(connection, checkpoint.description.model_id))
     except ModelMismatch as mismatch:
         raise UsageError(f"{mismatch.detail} Give it with --checkpoint.") from None
     finally:
         database.close()
+    for enrolled in collections:
+        found = look(enrolled, chosen.value)
+        _show(found)
+        documents.append(found.document())
     if not documents:
         click.echo("Nothing is enrolled.")
     return documents
@@ -61,7 +62,8 @@ def _show(found: WeakSpots) -> None:
 
 
 def _list(title: str, spots: list[Spot], line: str) -> None:
-    click.echo(f"  {len(spots):,} {title}")
+    more = "at least " if len(spots) >= MOST else ""
+    click.echo(f"  {more}{len(spots):,} {title}")
     for spot in spots[:SHOWN]:
         click.echo(f"    {spot.distance:.4f}  {line.format(spot)}")
     if len(spots) > SHOWN:

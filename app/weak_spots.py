@@ -13,7 +13,11 @@ from tqdm import tqdm
 
 from app.matching import MAX_DISTANCE, EmbeddingsF32, decide, distance
 
-ROWS = 512
+# Distances compared at a time, and how many pairs of identities are kept at most: the nearest.
+CELLS, MOST = 2**25, 10_000
+
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class WeakSpots:
     """Of one collection.
 
     - `disagreeing`: identities of whose references some two are called dissimilar, by their farthest two;
-    - `too_close`: pairs of identities of which two references are called similar, by their nearest two;
+    - `too_close`: pairs of identities of which two references are called similar, by their nearest two; the nearest
+      10,000 of them, if there are more;
     - `mislabelled`: references that are called similar to one of another identity, and lie nearer to it than to all of
       their own, which they have; nearest first.
     """
@@ -69,13 +74,14 @@ def look(enrolled: Sequence[Enrolled], threshold: float, *, progress: bool = Tru
     identity_N = np.array([place[one.identity] for one in enrolled], dtype=np.int64)
     embeddings_ND = np.stack([one.embedding_D for one in enrolled]).astype(np.float32)
     farthest: dict[int, tuple[float, int, int]] = {}
-    nearest: dict[tuple[int, int], tuple[float, int, int]] = {}
+    nearest = _Nearest(len(names))
     strange: list[tuple[int, int]] = []
+    rows_at_once = max(1, CELLS // len(enrolled))
+    starts = range(0, len(enrolled), rows_at_once)
     # a float32 expansion is off by some 1e-3 where images are alike; what is reported is measured exactly
     worth_measuring = threshold + 2e-3
-    starts = range(0, len(enrolled), ROWS)
     for start in tqdm(starts, desc="comparing", unit="batch", disable=not progress or len(starts) < 2):
-        rows_R = np.arange(start, min(start + ROWS, len(enrolled)))
+        rows_R = np.arange(start, min(start + rows_at_once, len(enrolled)))
         apart_RN = _distances(embeddings_ND[rows_R], embeddings_ND)
         same_RN = identity_N[rows_R, None] == identity_N[None, :]
         own_RN = np.where(same_RN, apart_RN, -1.0)
@@ -84,10 +90,9 @@ def look(enrolled: Sequence[Enrolled], threshold: float, *, progress: bool = Tru
         for row, column in zip(rows_R, own_RN.argmax(axis=1), strict=True):
             found = (float(own_RN[row - start, column]), int(row), int(column))
             farthest[int(identity_N[row])] = max(found, farthest.get(int(identity_N[row]), (-1.0, 0, 0)))
-        for row, column in np.argwhere(other_RN <= worth_measuring):
-            a, b = sorted((int(identity_N[rows_R[row]]), int(identity_N[column])))
-            found = (float(other_RN[row, column]), int(rows_R[row]), int(column))
-            nearest[a, b] = min(found, nearest.get((a, b), (np.inf, 0, 0)))
+        row_I, column_I = np.nonzero(other_RN <= worth_measuring)
+        row_I, column_I = row_I[rows_R[row_I] < column_I], column_I[rows_R[row_I] < column_I]  # each pair once
+        nearest.add(identity_N[rows_R[row_I]], identity_N[column_I], other_RN[row_I, column_I], rows_R[row_I], column_I)
         own_nearest_R = np.where(own_RN < 0, np.inf, own_RN).min(axis=1)
         other_nearest_R = other_RN.min(axis=1)
         for row in np.flatnonzero((other_nearest_R < own_nearest_R) & np.isfinite(own_nearest_R)):
@@ -103,7 +108,7 @@ def look(enrolled: Sequence[Enrolled], threshold: float, *, progress: bool = Tru
         return verdict == "similar"
 
     disagreeing = [spot(a, b) for apart, a, b in farthest.values() if apart >= 0]
-    too_close = [spot(a, b) for _, a, b in nearest.values()]
+    too_close = [spot(int(a), int(b)) for a, b in zip(nearest.first_P, nearest.second_P, strict=True)]
     mislabelled = [spot(a, b) for a, b in strange]
     return WeakSpots(
         collection=enrolled[0].collection,
@@ -114,6 +119,27 @@ def look(enrolled: Sequence[Enrolled], threshold: float, *, progress: bool = Tru
         too_close=sorted(filter(similar, too_close), key=lambda s: s.distance),
         mislabelled=sorted(filter(similar, mislabelled), key=lambda s: s.distance),
     )
+
+
+class _Nearest:
+    """The nearest two references of each pair of identities, of those added; at most `MOST` pairs."""
+
+    def __init__(self, identities: int) -> None:
+        self._identities = identities
+        self._pair_P = np.empty(0, dtype=np.int64)
+        self._distance_P = np.empty(0, dtype=np.float32)
+        self.first_P = np.empty(0, dtype=np.int64)
+        self.second_P = np.empty(0, dtype=np.int64)
+
+    def add(self, a_I: Ints, b_I: Ints, distance_I: NDArray[np.float32], first_I: Ints, second_I: Ints) -> None:
+        pair_I = np.minimum(a_I, b_I) * self._identities + np.maximum(a_I, b_I)
+        pair, apart = np.append(self._pair_P, pair_I), np.append(self._distance_P, distance_I)
+        first, second = np.append(self.first_P, first_I), np.append(self.second_P, second_I)
+        order = np.lexsort((apart, pair))
+        order = order[np.flatnonzero(np.diff(pair[order], prepend=-1))]  # the nearest of each pair of identities
+        order = order[np.argsort(apart[order], kind="stable")[:MOST]]
+        self._pair_P, self._distance_P = pair[order], apart[order]
+        self.first_P, self.second_P = first[order], second[order]
 
 
 def _distances(some_RD: EmbeddingsF32, all_ND: EmbeddingsF32) -> NDArray[np.float32]:

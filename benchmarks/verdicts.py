@@ -1,6 +1,6 @@
 """Do the error rates that an answer names come true? On identities never used in training or calibration.
 
-    python -m benchmarks.verdicts CHECKPOINT FOLDER [CALIBRATION] [MEASURING]
+    python -m benchmarks.verdicts CHECKPOINT FOLDER [CALIBRATION MEASURING]
 
 FOLDER holds identities that the checkpoint never saw. Again and again they are split at random: some choose the
 threshold (CALIBRATION of them, 60), some measure it and give the interval (MEASURING, 119), and the rest, four times
@@ -9,6 +9,7 @@ calibration knew nothing of.
 """
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from training.calibration.pairs import GRID, Float, Int, grid_index
 from training.dataset import read_dataset
 from training.evaluate import embed_images, open_encoder
 
-SPLITS, SEARCHES, GROUP_SPLITS = 200, 40, 40
+SPLITS, HALVES, SEARCHES, GROUP_SPLITS = 200, 20, 40, 40
 TARGETS = (0.01, 0.001)
 EDGES = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 TARGET_FPIR, GALLERIES = 0.1, (10, 100, 400)
@@ -112,9 +113,10 @@ def coverage(sample: Sample, pairs: Pairs, choosing: int, measuring: int) -> Non
 
 def likelihoods(sample: Sample, identities: int) -> None:
     print("\nLog-likelihood ratios, fitted on one half of the identities, judged on the other:\n")
-    print("| half | fit | Cllr | Cllr_min | difference |\n| --- | --- | --- | --- | --- |")
+    print(f"| fit, of {HALVES} halves | Cllr, mean | Cllr_min, mean | largest difference |\n| --- | --- | --- | --- |")
     shown: list[tuple[Float, Float, Float]] = []
-    for seed in range(5):
+    costs: list[tuple[str, float, float]] = []
+    for seed in range(HALVES):
         order = np.random.default_rng(seed).permutation(identities)
         learn, judge = sample.part(order[: identities // 2]), sample.part(order[identities // 2 :]).counts
         name = likelihood.choose_fit(folds(learn))
@@ -123,10 +125,15 @@ def likelihoods(sample: Sample, identities: int) -> None:
         llr_G = np.clip(llr_G, *likelihood.bounds(counts, llr_G))
         cost, least = likelihood.cllr(judge, llr_G), likelihood.cllr_min(judge)
         if cost is not None and least is not None:
-            print(f"| {seed} | {name} | {cost:.4f} | {least:.4f} | {cost - least:.4f} |")
+            costs.append((name, cost, least))
         shown.append(by_bin(judge.genuine_weight_G, judge.impostor_weight_G, llr_G))
+    named = Counter(name for name, _, _ in costs).most_common()
+    fits = ", ".join(f"{name} {count}" for name, count in named)
+    mean, best = np.mean([cost for _, cost, _ in costs]), np.mean([least for _, _, least in costs])
+    largest = max(cost - least for _, cost, least in costs)
+    print(f"| {fits} | {mean:.4f} | {best:.4f} | {largest:.4f} |")
     all_K, genuine_K, said_K = np.mean(np.array(shown), axis=0)
-    print("\nProbability at prior 0.5, mean of the five:\n")
+    print("\nProbability at prior 0.5, mean of all halves:\n")
     print("| given | said, mean | came true | off, points | of all pairs |")
     print("| --- | --- | --- | --- | --- |")
     for low, high, said, came, of_all in zip(EDGES[:-1], EDGES[1:], said_K, genuine_K, all_K, strict=True):
@@ -200,7 +207,9 @@ def strangers(sample: Sample, pairs: Pairs) -> None:
             )
             chosen, measured = sample.part(choose).counts, sample.part(measure).sorted
             threshold = rates.threshold_at_fmr(chosen.fmr_G, target)
-            if threshold is None or not rates.is_supported(chosen, threshold):
+            if threshold is None or not (
+                rates.is_supported(chosen, threshold) and rates.is_supported(sample.part(measure).counts, threshold)
+            ):
                 continue
             real = fmr(pairs.shares(threshold), unseen)
             row = [real]
@@ -210,6 +219,8 @@ def strangers(sample: Sample, pairs: Pairs) -> None:
                 (low,), (high,) = found.fmr_interval
                 row += [float(low <= real <= high), float(high / max(low, 1e-9))]
             rows.append(row)
+        if not rows:
+            continue
         real, by_identity, _, by_group, width = np.array(rows).T
         print(
             f"| {target:g} | {np.median(real):.2%} | {np.quantile(real, 0.05):.2%} to {np.quantile(real, 0.95):.2%} "
@@ -222,6 +233,8 @@ def main(name: str, root: Path, choosing: int = 60, measuring: int = 119) -> Non
     encoder = open_encoder(format_1.load(name))
     dataset = read_dataset(root, encoder.preprocessing, progress=False)
     embeddings_ND = embed_images(encoder, dataset.images_NHWC, progress=False)
+    if choosing + measuring >= len(dataset.identities):
+        sys.exit(f"{root} holds {len(dataset.identities)} identities: give smaller numbers of them.")
     sample = Sample(embeddings_ND, dataset.identity_N, dataset.group_N)
     pairs = Pairs.of(sample)
     coverage(sample, pairs, choosing, measuring)

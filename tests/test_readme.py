@@ -96,7 +96,7 @@ def test_the_readmes_requests_work_as_they_stand(serve: Serve) -> None:
     assert same["threshold_source"] == "calibration" and same["fmr"] is not None
     assert found["matches"][0]["identity"] == "tibetan-3"
     assert claim["verdict"] == "similar"
-    assert (login["target_fmr"], login["references"]) == (0.001, 2) and login["fnmr"] is not None
+    assert (login["target_fmr"], login["references"]) == (0.002, 2) and login["fnmr"] is not None
     assert stranger["identity"] is None and stranger["target_fpir"] == 0.1
 
 

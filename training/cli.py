@@ -278,10 +278,11 @@ def _print_points(checkpoint: Checkpoint) -> None:
         f"{facts.impostor_pairs:,} impostor pairs; EER {_percent(facts.eer)}"
     )
     curves = checkpoint.curves()
+    supported = "supported_1" not in curves or description.threshold >= curves["supported_1"][1] - 1e-6
     at = int(np.searchsorted(curves["distance"], description.threshold + 1e-7, side="right")) - 1
     click.echo(
         f"threshold {description.threshold:.4f}, from {description.threshold_source}: "
-        f"FMR {_percent(float(curves['fmr_all_1'][at]) if facts.impostor_pairs else None)}, "
+        f"FMR {_percent(float(curves['fmr_all_1'][at]) if supported else None)}, "
         f"FNMR {_percent(float(curves['fnmr_all_1'][at]) if facts.genuine_pairs else None)} measured"
     )
     if facts.likelihood_ratio and facts.cllr is not None and facts.cllr_min is not None:

@@ -66,7 +66,7 @@ def search(
                 break
     each = -(-references // max(1, gallery_size))  # references of an identity, rounded up
     if target_fpir is None:
-        chosen = calibration.choose(threshold=threshold)
+        chosen = calibration.choose(max(1, each), threshold=threshold)
     else:
         chosen = calibration.threshold_for_search(target_fpir, gallery_size, each)
     fpir, false_matches = calibration.search_rates(chosen.value, gallery_size, each)

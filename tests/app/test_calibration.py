@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app import checkpoint as format_1
 from app.calibration import Calibration, probability
-from app.errors import ConflictingFields, NotSupported
+from app.errors import ConflictingFields, InvalidRequest, NotSupported
 from app.matching import Threshold
 
 
@@ -46,6 +46,8 @@ def test_more_references_take_a_smaller_threshold_for_the_same_rate(calibration:
         calibration.at_fmr(0.01, 400)
     default = calibration.choose(400)
     assert default.point is None
+    chosen = [calibration.choose(references).value for references in (*range(1, 14), 20, 50, 400)]
+    assert chosen == sorted(chosen, reverse=True)
     assert calibration.said(0.1, default, 400).log_likelihood_ratio is None
 
 
@@ -78,13 +80,28 @@ def test_larger_galleries_take_smaller_thresholds_for_the_same_share_of_stranger
     assert calibration.search_rates(0.5, 0, 1) == (0.0, 0.0)
 
 
+def test_the_smallest_target_that_a_refusal_names_is_supported(calibration: Calibration) -> None:
+    """For one reference and for several; what is no rate is no target."""
+    for references in (1, 2, 4, 7):
+        with pytest.raises(NotSupported) as refusal:
+            calibration.at_fmr(1e-9, references)
+        (smallest,) = refusal.value.extra["supported_target_fmr"]  # type: ignore[misc]
+        chosen = calibration.at_fmr(float(smallest), references)
+        known, _ = calibration._closest(references)
+        assert chosen.value >= calibration._curves[f"supported_{known}"][0] - 1e-6
+    for nonsense in (0.0, 1.0, float("nan")):
+        with pytest.raises(InvalidRequest):
+            calibration.at_fmr(nonsense)
+
+
 def test_a_checkpoint_from_before_intervals_says_what_it_knows_and_null_for_the_rest() -> None:
     """Its operating points still hold."""
     old = Calibration(format_1.load(GOLDEN))
     said = old.said(0.3, old.choose())
     assert said.log_likelihood_ratio is None and said.percentile is None and said.fmr_ci95 is None
-    with pytest.raises(NotSupported):
+    with pytest.raises(NotSupported, match="diptych calibrate"):
         old.at_fmr(0.05)
+    assert old.choose(3) == Threshold(old.choose().value, old.choose().source)
     with pytest.raises(NotSupported, match="target_fpir"):
         old.threshold_for_search(0.1, 10, 1)
     assert old.search_rates(0.5, 10, 1) == (None, None)

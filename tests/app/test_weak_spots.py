@@ -76,10 +76,15 @@ def test_the_report_finds_what_was_enrolled_by_mistake(serve: Serve, trained: Pa
     assert service.client.get("/collections").json() == before
 
 
-def test_a_report_on_nothing_says_what_is_missing(trained: Path, tmp_path: Path) -> None:
-    """No gallery, and a gallery of another encoder."""
+def test_a_report_on_what_it_cannot_judge_says_why(serve: Serve, trained: Path, tmp_path: Path) -> None:
+    """No gallery, no rate, and a gallery of another encoder."""
+    service = serve(trained)
     done = diptych("report", "--data-dir", tmp_path / "none")
     assert done.returncode == 2 and "--data-dir" in done.stderr
     assert not (tmp_path / "none").exists()
-    done = diptych("report", "--data-dir", tmp_path / "none", "--target-fmr", "7")
-    assert done.returncode == 2
+    for target in ("7", "nan"):
+        done = diptych("report", "--data-dir", service.data_dir, "--checkpoint", trained, "--target-fmr", target)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+    service.enroll("a", drawings("Angelic/character01")[0])
+    done = diptych("report", "--data-dir", service.data_dir)
+    assert done.returncode == 2 and "--checkpoint" in done.stderr

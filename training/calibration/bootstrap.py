@@ -17,6 +17,8 @@ from training.calibration.claims import Claim
 from training.calibration.pairs import STEPS, Float, Int, grid_index
 
 RESAMPLES = 1000
+# Of fewer units there are too few different resamples: each is left out once instead.
+FEW = 6
 CONFIDENCE = 0.95
 
 
@@ -40,6 +42,8 @@ class Rates:
         lean to the low side, and the interval is their mirror image about the sample's own (the basic bootstrap
         interval: A. Davison, D. Hinkley, "Bootstrap methods and their application", 1997, section 5.2).
         """
+        if self.units < FEW:
+            return left_out(self.fmr_BK, self.units)
         if self.too_wide_K is None:
             return interval(self.fmr_BK[1:], self.units)
         own_K = self.fmr_BK[0]
@@ -55,15 +59,20 @@ class Rates:
     @property
     def fnmr_interval(self) -> tuple[Float, Float]:
         """The same of the FNMR."""
+        if self.units < FEW:
+            return left_out(self.fnmr_BK, self.units)
         return interval(self.fnmr_BK[1:], self.units)
 
 
 def draw(unit_U: Int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
     """How often each identity stands in each resample, `[1 + B, U]`; the first row is the sample itself.
 
-    Units are drawn with replacement, as many as there are; the identities of a unit come together.
+    Units are drawn with replacement, as many as there are; the identities of a unit come together. Of fewer than `FEW`
+    units, each is left out in turn.
     """
     names, place_U = np.unique(unit_U, return_inverse=True)
+    if len(names) < FEW:
+        return np.concatenate([np.ones((1, len(unit_U))), (1 - np.eye(len(names)))[:, place_U]])
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     return np.concatenate([np.ones((1, len(unit_U))), drawn[:, place_U]])
 
@@ -110,7 +119,7 @@ def rates(claims: Iterable[Claim], thresholds_K: Float, weight_BU: Float, unit_U
         fnmr_BK = false_non_match / genuine_weight[:, None]
         too_wide_K = None
         units = len(np.unique(unit_U))
-        if units == identities > 2:
+        if units == identities >= FEW:
             spread_K = np.nanvar(fmr_BK[1:], axis=0) / dyadic_variance(row_UK, square_K)
             too_wide_K = np.sqrt(np.clip(np.nan_to_num(spread_K, nan=1.0, posinf=3.0, neginf=3.0), 1, 3))
     return Rates(fmr_BK, fnmr_BK, units, too_wide_K)
@@ -161,3 +170,21 @@ def interval(rates_BK: Float, units: int) -> tuple[Float, Float]:
         return nothing, nothing
     low_K, high_K = np.nanquantile(known_BK, [tail, 1 - tail], axis=0)
     return low_K, high_K
+
+
+def left_out(rates_BK: Float, units: int) -> tuple[Float, Float]:
+    """Low and high ends by the jackknife with Student's t, on a logarithmic scale where no rate is zero.
+
+    The first row is the sample, each other leaves a unit out (B. Efron, C. Stein, "The jackknife estimate of variance",
+    Annals of Statistics 1981). With three units the interval is wide, as it should be; with fewer it is NaN.
+    """
+    nothing = np.full(rates_BK.shape[1], np.nan)
+    if units < 3:
+        return nothing, nothing
+    with np.errstate(invalid="ignore", divide="ignore"):
+        positive_K = (rates_BK > 0).all(axis=0)
+        scaled_BK = np.where(positive_K, np.log(rates_BK), rates_BK)
+        spread_K = np.sqrt((units - 1) / units * np.square(scaled_BK[1:] - scaled_BK[1:].mean(axis=0)).sum(axis=0))
+        reach_K = t.ppf((1 + CONFIDENCE) / 2, units - 1) * spread_K
+        ends = [np.where(positive_K, np.exp(end), end) for end in (scaled_BK[0] - reach_K, scaled_BK[0] + reach_K)]
+    return np.clip(ends[0], 0, 1), np.clip(ends[1], 0, 1)

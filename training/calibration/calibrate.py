@@ -22,9 +22,9 @@ from training.calibration.pairs import GRID, Float, Int, Labelled, PairCounts, c
 
 TARGETS = (0.1, 0.01, 0.001, 0.0001)
 # Numbers of references that get curves of their own, if half of the identities have one image more.
-REFERENCES = (1, 2, 3, 5, 10)
+REFERENCES = range(1, 11)
 FOLDS = 5
-# Intervals, claims and spreads look at no more than so many identities, and images of each: time grows with the square.
+# No more identities than these are looked at, nor images of each: time grows with the square.
 MANY_IDENTITIES, MANY_IMAGES = 1000, 30
 # From this share of genuine pairs at distance zero on, they are spoken of.
 SAME_IMAGE = 0.01
@@ -59,7 +59,7 @@ class Sample:
 
     @property
     def small(self) -> "Sample":
-        """At most so many identities, and images of each, drawn at random: what resampling and claims take time for."""
+        """At most so many identities, and images of each, drawn at random."""
         rng = np.random.default_rng(0)
         identities = rng.permutation(np.unique(self.identity_N))[:MANY_IDENTITIES]
         order = rng.permutation(np.flatnonzero(np.isin(self.identity_N, identities)))
@@ -88,9 +88,10 @@ def calibrate(
     `unit` is what was kept out whole, and is resampled for the intervals: identities, or groups of them.
     `fingerprint` names the data set.
     """
+    choose, measure = choose.small, measure.small
     chosen, measured = choose.counts, measure.counts
     targets = sorted({*TARGETS, target_fmr}, reverse=True)
-    points = operating_points(chosen, measured, measure.small.sorted, unit, targets)
+    points = operating_points(chosen, measured, measure.sorted, unit, targets)
     threshold, source, note = default_threshold(points, target_fmr, margin)
     fitted = likelihood.choose_fit(folds(choose))
     named = curves(choose, measure, unit, likelihood.FITS[fitted])
@@ -99,6 +100,12 @@ def calibrate(
     llr_G = likelihood.FITS[fitted](chosen)
     low, high = likelihood.bounds(chosen, llr_G)
     llr_G = np.clip(llr_G, low, high)
+    units = len(np.unique(_units(measure.sorted, unit)))
+    few = None
+    if units < bootstrap.FEW:
+        few = f"Only {units} {'groups' if unit == 'group' else 'identities'} were measured, so intervals are " + (
+            "wide." if units > 2 else "missing: three at least have any."
+        )
     speaks = likelihood.has_both(chosen) and high > low
     return Calibration(
         named,
@@ -117,11 +124,11 @@ def calibrate(
                 impostor_pairs=int(measured.impostor_count_G.sum()),
                 eer=eer,
                 same_group_eer=same_group_eer,
-                note=" ".join(filter(None, [note, *oddities(chosen, "calibration"), *oddities(measured, "test")]))
+                note=" ".join(filter(None, [note, *oddities(chosen, "calibration"), *oddities(measured, "test"), few]))
                 or None,
                 smallest_fmr=None if smallest is None else _fmr_at(chosen, smallest),
                 intervals_over=unit,
-                units=len(np.unique(_units(measure.sorted, unit))),
+                units=units,
                 likelihood_ratio=fitted if speaks else None,
                 llr_bounds=(low, high) if speaks else None,
                 cllr=likelihood.cllr(measured, llr_G) if speaks else None,
@@ -159,7 +166,7 @@ def operating_points(
     """For each target FMR, the threshold chosen on calibration and the rates measured on test identities (`data`).
 
     A target that the calibration identities do not support gets a point without a threshold; an FMR that the test
-    identities do not support gets no interval.
+    identities do not support is null.
     """
     found = [rates.threshold_at_fmr(chosen.fmr_G, target) for target in targets]
     thresholds = [t if t is not None and rates.is_supported(chosen, t) else None for t in found]
@@ -176,13 +183,15 @@ def operating_points(
             continue
         at = int(np.searchsorted(kept, threshold))
         measured_rates = rates.rates_at(measured, threshold)
+        if not rates.is_supported(measured, threshold):
+            measured_rates["fmr"] = None
         points.append(
             OperatingPoint(
                 target_fmr=target,
                 supported=True,
                 threshold=threshold,
                 measured_on="test",
-                fmr_ci95=_ends(fmr, at) if rates.is_supported(measured, threshold) else None,
+                fmr_ci95=None if measured_rates["fmr"] is None else _ends(fmr, at),
                 fnmr_ci95=_ends(fnmr, at),
                 **{name: measured_rates[name] for name in _MEASURED},
             )
@@ -215,11 +224,11 @@ def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> 
     """What `calibration.npz` holds: curves over `distance`, named by rate, population and number of references R.
 
     `calibration_*_R` chose thresholds, `fmr_all_R` and `fnmr_all_R` were measured on test identities, and `*_low_R`,
-    `*_high_R` are the ends of their 95 % intervals. `llr_R` is the log-likelihood ratio, `probe_fmr_R` and
-    `probe_concentration_R` how the FMR spreads over probes (`app.matching.fpir`). `supported_R`: the smallest distance
-    at which the calibration identities hold enough false matches, and the test identities. NaN: no such pairs.
+    `*_high_R` are the ends of their 95 % intervals. `llr_R` is the log-likelihood ratio, `*probe_fmr_R` and
+    `*probe_concentration_R` say how the FMR spreads over probes (`app.matching.fpir`). `supported_R`: the smallest
+    distance at which the calibration identities hold enough false matches, and the test identities. NaN: no such pairs.
     """
-    chosen, measured = choose.small.sorted, measure.small.sorted
+    chosen, measured = choose.sorted, measure.sorted
     pairs = (choose.counts, measure.counts)
     unit_U = _units(measured, unit)
     weights = bootstrap.draw(unit_U)
@@ -237,15 +246,17 @@ def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> 
             named[fnmr] = counts.fnmr_G[CURVE] if counts.genuine_count_G.any() else unknown
         ends = bootstrap.rates(claims(measured, references), INTERVALS, weights, unit_U)
         for rate, (low, high) in (("fmr", ends.fmr_interval), ("fnmr", ends.fnmr_interval)):
-            named[f"{rate}_low_{references}"] = np.interp(GRID[CURVE], INTERVALS, low)
-            named[f"{rate}_high_{references}"] = np.interp(GRID[CURVE], INTERVALS, high)
+            own = named[f"{rate}_all_{references}"]  # between two points of the coarser grid, too, it lies inside
+            named[f"{rate}_low_{references}"] = np.minimum(np.interp(GRID[CURVE], INTERVALS, low), own)
+            named[f"{rate}_high_{references}"] = np.maximum(np.interp(GRID[CURVE], INTERVALS, high), own)
         llr_G = fit(by)
         named[f"llr_{references}"] = np.clip(llr_G, *likelihood.bounds(by, llr_G))[CURVE]
-        probes = spread(chosen, references, INTERVALS)
-        named[f"probe_fmr_{references}"] = np.interp(GRID[CURVE], INTERVALS, probes.mean_K)
-        named[f"probe_concentration_{references}"] = np.exp(
-            np.interp(GRID[CURVE], INTERVALS, np.log(probes.concentration_K))
-        )
+        for prefix, data in (("calibration_", chosen), ("", measured)):
+            probes = spread(data, references, INTERVALS)
+            named[f"{prefix}probe_fmr_{references}"] = np.interp(GRID[CURVE], INTERVALS, probes.mean_K)
+            named[f"{prefix}probe_concentration_{references}"] = np.exp(
+                np.interp(GRID[CURVE], INTERVALS, np.log(probes.concentration_K))
+            )
         limits = (rates.supported_from(by), rates.supported_from(on))
         named[f"supported_{references}"] = np.array([np.inf if limit is None else limit for limit in limits])
     return {name: curve.astype(np.float32) for name, curve in named.items()}

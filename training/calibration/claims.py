@@ -73,7 +73,7 @@ def count_claims(data: Labelled, references: int, rule: Rule = "nearest", seed: 
     size = STEPS + 1
     genuine_weight, impostor_weight = np.zeros(size), np.zeros(size)
     genuine, impostor = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-    closest: list[Float] = []
+    closest_UU = np.full((len(data.sizes_U), len(data.sizes_U)), np.inf)
     for claim in claims(data, references, rule, seed):
         own = np.bincount(grid_index(claim.own), minlength=size)
         genuine += own
@@ -85,7 +85,10 @@ def count_claims(data: Labelled, references: int, rule: Rule = "nearest", seed: 
         impostor += np.bincount(index.ravel(), minlength=size)
         impostor_weight += np.bincount(index.ravel(), weights=weight.ravel(), minlength=size)
         first = np.flatnonzero(np.diff(claim.position_of_other, prepend=-1))
-        closest.append(np.minimum.reduceat(claim.others.min(axis=0), first))
+        nearest = np.minimum.reduceat(claim.others.min(axis=0), first)
+        closest_UU[claim.position, claim.position_of_other[first]] = nearest
+    # either may have claimed to be the other; it stays one pair of identities
+    closest_P = np.minimum(closest_UU, closest_UU.T)[np.triu_indices(len(closest_UU), 1)]
     return PairCounts(
         genuine_weight_G=normalised(genuine_weight),
         impostor_weight_G=normalised(impostor_weight),
@@ -93,7 +96,7 @@ def count_claims(data: Labelled, references: int, rule: Rule = "nearest", seed: 
         genuine_count_G=genuine,
         impostor_count_G=impostor,
         same_group_count_G=np.zeros(size, dtype=np.int64),
-        closest_P=np.sort(np.concatenate(closest)) if closest else np.zeros(0),
+        closest_P=np.sort(closest_P[np.isfinite(closest_P)]),
         identities=len(data.sizes_U),
         genuine_identities=int((data.sizes_U > references).sum()),
     )
