@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from app.matching import fpir
 from training.calibration import bootstrap, likelihood
+from training.calibration import calibrate as whole
 from training.calibration.calibrate import Sample, calibrate
 from training.calibration.claims import claims, count_claims
 from training.calibration.galleries import spread
@@ -114,11 +115,12 @@ def test_of_three_groups_the_interval_is_wide_and_of_two_there_is_none() -> None
         assert all(np.isnan(end).all() for end in (*found.fmr_interval, *found.fnmr_interval))
 
 
-def test_many_identities_are_looked_at_by_a_sample_that_all_figures_share() -> None:
+def test_many_identities_are_looked_at_by_a_sample_that_all_figures_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """No rate rests on pairs that its support was not counted on."""
-    large = sample(10, 1100, images=2)
+    monkeypatch.setattr(whole, "MANY_IDENTITIES", 80)
+    large = sample(10, 100, images=3)
     result = calibrate(large, large, margin=1.0, target_fmr=0.01, unit="identity", fingerprint="f")
-    assert result.fields["calibration"].identities == result.fields["calibration"].units == 1000
+    assert result.fields["calibration"].identities == result.fields["calibration"].units == 80
     limit = float(result.curves["supported_1"][0])
     at = int(np.searchsorted(result.curves["distance"], limit + 1e-6))
     assert result.curves["calibration_probe_fmr_1"][at + 10] > 0
