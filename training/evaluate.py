@@ -20,8 +20,9 @@ from app.image import ImageU8
 from app.matching import EmbeddingsF32, distances
 from training.calibration import calibrate as verdicts
 from training.calibration import rates
-from training.calibration.calibrate import Sample, Unit
+from training.calibration.calibrate import Sample
 from training.calibration.pairs import Int, PairCounts, count_listed_pairs, count_pairs
+from training.calibration.points import Unit
 from training.dataset import (
     Dataset,
     decode_files,

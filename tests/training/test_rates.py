@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
 from app.matching import decide
-from training.calibration import bootstrap, galleries, pairs
-from training.calibration import calibrate as whole
+from training.calibration import bootstrap, galleries, pairs, points
 from training.calibration import rates as c
-from training.calibration.calibrate import Sample, default_threshold, operating_points
+from training.calibration.calibrate import Sample
 from training.calibration.pairs import GRID, STEPS, count_listed_pairs, count_pairs
+from training.calibration.points import default_threshold, operating_points
 
 
 def labelled(seed: int, count: int, identities: int, groups: int, spread: float = 0.7) -> tuple:
@@ -27,7 +27,7 @@ def labelled(seed: int, count: int, identities: int, groups: int, spread: float 
 
 def test_worked_examples_in_the_docstrings_hold() -> None:
     """Each can be checked by hand."""
-    for room in (pairs, c, bootstrap, galleries, whole):
+    for room in (pairs, c, bootstrap, galleries, points):
         found = doctest.testmod(room)
         assert found.attempted >= 1
         assert found.failed == 0

@@ -4,35 +4,30 @@ Thresholds and likelihood ratios are chosen on calibration identities, rates and
 identities; curves for one reference and for several, where the identities have images enough.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app import checkpoint as format_1
 from app.checkpoint import CalibrationFacts
-from app.matching import OperatingPoint
 from training.calibration import bootstrap, likelihood, rates
 from training.calibration.claims import claims, count_claims
 from training.calibration.galleries import spread
 from training.calibration.pairs import GRID, Float, Int, Labelled, PairCounts, count_pairs, labelled
+from training.calibration.points import TARGETS, Unit, default_threshold, oddities, operating_points, units_of
 
-TARGETS = (0.1, 0.01, 0.001, 0.0001)
 # Numbers of references that get curves of their own, if half of the identities have one image more.
 REFERENCES = range(1, 11)
 FOLDS = 5
 # No more identities than these are looked at, nor images of each: time grows with the square.
 MANY_IDENTITIES, MANY_IMAGES = 1000, 30
-# From this share of genuine pairs at distance zero on, they are spoken of.
-SAME_IMAGE = 0.01
-# `calibration.npz` holds curves over these distances, steps of 0.001; intervals are drawn at every fifth.
+# `calibration.npz` holds curves over these distances, steps of 0.001; intervals are drawn at every tenth.
 CURVE = slice(None, None, 10)
 INTERVALS = GRID[::100]
-
-Unit = Literal["identity", "group"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def calibrate(
     llr_G = likelihood.FITS[fitted](chosen)
     low, high = likelihood.bounds(chosen, llr_G)
     llr_G = np.clip(llr_G, low, high)
-    units = len(np.unique(_units(measure.sorted, unit)))
+    units = len(np.unique(units_of(measure.sorted, unit)))
     few = None
     if units < bootstrap.FEW:
         few = f"Only {units} {'groups' if unit == 'group' else 'identities'} were measured, so intervals are " + (
@@ -138,88 +133,6 @@ def calibrate(
     )
 
 
-def oddities(counts: PairCounts, which: str) -> list[str]:
-    """What of a sample makes its figures empty, in words.
-
-    >>> nothing = count_pairs(np.eye(2, dtype=np.float32), np.array([0, 0]), np.array([0, 0]))
-    >>> oddities(nothing, "test")
-    ['The test images are all of one identity, so there are no impostor pairs and no FMR.']
-    """
-    found = []
-    if not counts.impostor_count_G.any():
-        found.append(f"The {which} images are all of one identity, so there are no impostor pairs and no FMR.")
-    if not counts.genuine_count_G.any():
-        found.append(f"No {which} identity has two images, so there are no genuine pairs and no FNMR.")
-    both = counts.genuine_count_G + counts.impostor_count_G
-    if both.sum() > 1 and int((both > 0).sum()) == 1:
-        found.append(f"All {which} distances are equal: the encoder tells nothing apart, or the images are one image.")
-    same = counts.genuine_count_G[:2].sum()  # within a step of the grid, which is what rounding may leave
-    if same > SAME_IMAGE * counts.genuine_count_G.sum():
-        share = same / counts.genuine_count_G.sum()
-        found.append(f"{share:.0%} of the genuine {which} pairs are the same image twice, which makes FNMR too small.")
-    return found
-
-
-def operating_points(
-    chosen: PairCounts, measured: PairCounts, data: Labelled, unit: Unit, targets: Sequence[float] = TARGETS
-) -> list[OperatingPoint]:
-    """For each target FMR, the threshold chosen on calibration and the rates measured on test identities (`data`).
-
-    A target that the calibration identities do not support gets a point without a threshold; an FMR that the test
-    identities do not support is null.
-    """
-    found = [rates.threshold_at_fmr(chosen.fmr_G, target) for target in targets]
-    thresholds = [t if t is not None and rates.is_supported(chosen, t) else None for t in found]
-    kept = np.array(sorted({t for t in thresholds if t is not None}))
-    if not len(kept):
-        return [OperatingPoint(target_fmr=target, supported=False) for target in targets]
-    unit_U = _units(data, unit)
-    spread_of = bootstrap.rates(claims(data), kept, bootstrap.draw(unit_U), unit_U)
-    fmr, fnmr = spread_of.fmr_interval, spread_of.fnmr_interval
-    points = []
-    for target, threshold in zip(targets, thresholds, strict=True):
-        if threshold is None:
-            points.append(OperatingPoint(target_fmr=target, supported=False))
-            continue
-        at = int(np.searchsorted(kept, threshold))
-        measured_rates = rates.rates_at(measured, threshold)
-        if not rates.is_supported(measured, threshold):
-            measured_rates["fmr"] = None
-        points.append(
-            OperatingPoint(
-                target_fmr=target,
-                supported=True,
-                threshold=threshold,
-                measured_on="test",
-                fmr_ci95=None if measured_rates["fmr"] is None else _ends(fmr, at),
-                fnmr_ci95=_ends(fnmr, at),
-                **{name: measured_rates[name] for name in _MEASURED},
-            )
-        )
-    return points
-
-
-_MEASURED = ("fmr", "fnmr", "impostor_pairs", "false_matches", "genuine_pairs", "false_non_matches")
-
-
-def default_threshold(
-    points: Sequence[OperatingPoint], target_fmr: float, margin: float
-) -> tuple[float, Literal["calibration", "margin"], str | None]:
-    """Threshold, its source and a note: that of `target_fmr`, or margin / 2 where it is not supported.
-
-    At margin / 2 the loss's pull on a genuine pair (D) equals its push on an impostor pair (m - D).
-    """
-    for point in points:
-        if point.target_fmr == target_fmr and point.supported and point.threshold is not None:
-            return point.threshold, "calibration", None
-    note = (
-        f"The calibration identities hold too few false matches at FMR {target_fmr:g} (fewer than "
-        f"{rates.MIN_FALSE_MATCHES}, or from fewer than {rates.MIN_IDENTITY_PAIRS} pairs of identities), so the "
-        "threshold is margin / 2 and no error rate is promised. More identities would mend it."
-    )
-    return margin / 2, "margin", note
-
-
 def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> Mapping[str, NDArray[Any]]:
     """What `calibration.npz` holds: curves over `distance`, named by rate, population and number of references R.
 
@@ -230,7 +143,7 @@ def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> 
     """
     chosen, measured = choose.sorted, measure.sorted
     pairs = (choose.counts, measure.counts)
-    unit_U = _units(measured, unit)
+    unit_U = units_of(measured, unit)
     weights = bootstrap.draw(unit_U)
     named: dict[str, Float] = {"distance": GRID[CURVE]}
     if pairs[1].same_group_count_G.any():
@@ -270,15 +183,6 @@ def folds(sample: Sample, seed: int = 0) -> list[tuple[PairCounts, PairCounts]]:
     if min(len(part) for part in parts) < 2:
         return []
     return [(sample.part(np.setdiff1d(identities, part)).counts, sample.part(part).counts) for part in parts]
-
-
-def _units(data: Labelled, unit: Unit) -> Int:
-    return data.group_U if unit == "group" else np.arange(len(data.sizes_U))
-
-
-def _ends(interval: tuple[Float, Float], at: int) -> tuple[float, float] | None:
-    low, high = float(interval[0][at]), float(interval[1][at])
-    return None if np.isnan(low) or np.isnan(high) else (low, high)
 
 
 def _fmr_at(counts: PairCounts, threshold: float) -> float:

@@ -1,0 +1,110 @@
+"""Counted pairs to operating points: a threshold for each target, its rates with intervals, and the default one."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from app.matching import OperatingPoint
+from training.calibration import bootstrap, rates
+from training.calibration.claims import claims
+from training.calibration.pairs import Float, Int, Labelled, PairCounts
+
+TARGETS = (0.1, 0.01, 0.001, 0.0001)
+# From this share of genuine pairs at distance zero on, they are spoken of.
+SAME_IMAGE = 0.01
+
+Unit = Literal["identity", "group"]
+
+
+def operating_points(
+    chosen: PairCounts, measured: PairCounts, data: Labelled, unit: Unit, targets: Sequence[float] = TARGETS
+) -> list[OperatingPoint]:
+    """For each target FMR, the threshold chosen on calibration and the rates measured on test identities (`data`).
+
+    A target that the calibration identities do not support gets a point without a threshold; an FMR that the test
+    identities do not support is null.
+    """
+    found = [rates.threshold_at_fmr(chosen.fmr_G, target) for target in targets]
+    thresholds = [t if t is not None and rates.is_supported(chosen, t) else None for t in found]
+    kept = np.array(sorted({t for t in thresholds if t is not None}))
+    if not len(kept):
+        return [OperatingPoint(target_fmr=target, supported=False) for target in targets]
+    unit_U = units_of(data, unit)
+    spread_of = bootstrap.rates(claims(data), kept, bootstrap.draw(unit_U), unit_U)
+    fmr, fnmr = spread_of.fmr_interval, spread_of.fnmr_interval
+    points = []
+    for target, threshold in zip(targets, thresholds, strict=True):
+        if threshold is None:
+            points.append(OperatingPoint(target_fmr=target, supported=False))
+            continue
+        at = int(np.searchsorted(kept, threshold))
+        measured_rates = rates.rates_at(measured, threshold)
+        if not rates.is_supported(measured, threshold):
+            measured_rates["fmr"] = None
+        points.append(
+            OperatingPoint(
+                target_fmr=target,
+                supported=True,
+                threshold=threshold,
+                measured_on="test",
+                fmr_ci95=None if measured_rates["fmr"] is None else _ends(fmr, at),
+                fnmr_ci95=_ends(fnmr, at),
+                **{name: measured_rates[name] for name in _MEASURED},
+            )
+        )
+    return points
+
+
+_MEASURED = ("fmr", "fnmr", "impostor_pairs", "false_matches", "genuine_pairs", "false_non_matches")
+
+
+def default_threshold(
+    points: Sequence[OperatingPoint], target_fmr: float, margin: float
+) -> tuple[float, Literal["calibration", "margin"], str | None]:
+    """Threshold, its source and a note: that of `target_fmr`, or margin / 2 where it is not supported.
+
+    At margin / 2 the loss's pull on a genuine pair (D) equals its push on an impostor pair (m - D).
+    """
+    for point in points:
+        if point.target_fmr == target_fmr and point.supported and point.threshold is not None:
+            return point.threshold, "calibration", None
+    note = (
+        f"The calibration identities hold too few false matches at FMR {target_fmr:g} (fewer than "
+        f"{rates.MIN_FALSE_MATCHES}, or from fewer than {rates.MIN_IDENTITY_PAIRS} pairs of identities), so the "
+        "threshold is margin / 2 and no error rate is promised. More identities would mend it."
+    )
+    return margin / 2, "margin", note
+
+
+def units_of(data: Labelled, unit: Unit) -> Int:
+    """What each identity is resampled with: itself, or its group, `[U]`."""
+    return data.group_U if unit == "group" else np.arange(len(data.sizes_U))
+
+
+def _ends(interval: tuple[Float, Float], at: int) -> tuple[float, float] | None:
+    low, high = float(interval[0][at]), float(interval[1][at])
+    return None if np.isnan(low) or np.isnan(high) else (low, high)
+
+
+def oddities(counts: PairCounts, which: str) -> list[str]:
+    """What of a sample makes its figures empty, in words.
+
+    >>> from training.calibration.pairs import count_pairs
+    >>> nothing = count_pairs(np.eye(2, dtype=np.float32), np.array([0, 0]), np.array([0, 0]))
+    >>> oddities(nothing, "test")
+    ['The test images are all of one identity, so there are no impostor pairs and no FMR.']
+    """
+    found = []
+    if not counts.impostor_count_G.any():
+        found.append(f"The {which} images are all of one identity, so there are no impostor pairs and no FMR.")
+    if not counts.genuine_count_G.any():
+        found.append(f"No {which} identity has two images, so there are no genuine pairs and no FNMR.")
+    both = counts.genuine_count_G + counts.impostor_count_G
+    if both.sum() > 1 and int((both > 0).sum()) == 1:
+        found.append(f"All {which} distances are equal: the encoder tells nothing apart, or the images are one image.")
+    same = counts.genuine_count_G[:2].sum()  # within a step of the grid, which is what rounding may leave
+    if same > SAME_IMAGE * counts.genuine_count_G.sum():
+        share = same / counts.genuine_count_G.sum()
+        found.append(f"{share:.0%} of the genuine {which} pairs are the same image twice, which makes FNMR too small.")
+    return found
