@@ -56,7 +56,7 @@ def serve(**options: Any) -> None:
 @click.option("--data-dir", help="Where the gallery is kept [env DIPTYCH_DATA_DIR; default ./data].")
 @click.option("--checkpoint", help="Directory or bundled name [env DIPTYCH_CHECKPOINT; default `default`].")
 @click.option("--target-fmr", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Threshold to judge at.")
-@click.option("--output", type=click.Path(path_type=Path), help="A JSON file to write all of it to.")
+@click.option("--output", type=click.Path(path_type=Path), help="A JSON file for what the table leaves out.")
 def report(target_fmr: float | None, output: Path | None, **options: Any) -> None:
     """Find the weak spots of a gallery: what will be confused, and what looks enrolled by mistake.
 
@@ -71,7 +71,7 @@ def report(target_fmr: float | None, output: Path | None, **options: Any) -> Non
     documents = report_on(target_fmr, **{name: value for name, value in options.items() if value is not None})
     if output is not None:
         output.write_text(json.dumps(documents, indent=2) + "\n")
-        click.echo(f"all of it in {output}")
+        click.echo(f"more in {output}")
 
 
 def main() -> None:

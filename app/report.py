@@ -12,7 +12,7 @@ from app.errors import InvalidRequest, ModelMismatch, NotSupported, UsageError
 from app.settings import read_settings
 from app.weak_spots import MOST, Spot, WeakSpots, look
 
-# Lines that are printed of each kind; `--output` has all.
+# Lines that are printed of each kind; `--output` has more.
 SHOWN = 10
 
 

@@ -158,11 +158,8 @@ def interval(rates_BK: Float, units: int) -> tuple[Float, Float]:
 
     The plain percentiles are too narrow where units are few; their level is widened as Student's t is over the normal
     (T. Hesterberg, "What teachers should know about the bootstrap", The American Statistician 2015, section 4.2.2).
-    With one unit there is nothing to draw: NaN.
+    NaN where no resample holds a pair. Of fewer than `FEW` units, `left_out` speaks instead.
     """
-    if units < 2:
-        nothing = np.full(rates_BK.shape[1], np.nan)
-        return nothing, nothing
     tail = float(norm.cdf(-np.sqrt(units / (units - 1)) * t.ppf((1 + CONFIDENCE) / 2, units - 1)))
     known_BK = rates_BK[~np.isnan(rates_BK).all(axis=1)]
     if not len(known_BK):

@@ -16,6 +16,7 @@ from training.calibration.pairs import STEPS, Float, Int, Labelled, PairCounts, 
 # Sets of references drawn from an identity, at most: more images than this add little, and cost memory.
 SETS = 64
 Rule = Literal["nearest", "mean"]
+RULES: tuple[Rule, ...] = ("nearest", "mean")  # what serves; what it was measured beside
 
 
 @dataclass(frozen=True)
