@@ -1,141 +1,79 @@
-"""The gallery's truth: SQLite in WAL mode with full sync, its tables, its transactions, its migrations.
+"""The gallery's truth: transactions and migrations, whichever database keeps it."""
 
-Brings its own SQLite (pysqlite3): versions before 3.51.3 can corrupt a WAL database when several connections
-reset the log at once (https://sqlite.org/wal.html#walresetbug).
-"""
-
-from collections.abc import Iterator
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import ClassVar, TypeVar
 
-import pysqlite3
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
-from app.errors import StorageUnavailable, UsageError
+from app.errors import GalleryDamaged, StorageUnavailable, UsageError
 
-BUSY_SECONDS = 10
-REVISIONS = ("0001",)  # those in app/migrations, oldest first; a test holds them together
+REVISIONS = ("0001", "0002")  # those in app/migrations, oldest first; a test holds them together
 SCHEMA = REVISIONS[-1]
 
-tables = sa.MetaData()
-
-collection = sa.Table(
-    "collection",
-    tables,
-    sa.Column("key", sa.Integer, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False, unique=True),
-    sa.Column("created_at", sa.Text, nullable=False),
-    sqlite_autoincrement=True,
-)
-
-identity = sa.Table(
-    "identity",
-    tables,
-    sa.Column("key", sa.Integer, primary_key=True),
-    sa.Column("collection_key", sa.Integer, sa.ForeignKey("collection.key", ondelete="CASCADE"), nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("metadata", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.Text, nullable=False),
-    sa.UniqueConstraint("collection_key", "name"),
-    sqlite_autoincrement=True,
-)
-
-# Keys are never used twice, so a cached key can only mean what it meant.
-reference = sa.Table(
-    "reference",
-    tables,
-    sa.Column("key", sa.Integer, primary_key=True),
-    sa.Column("reference_id", sa.Text, nullable=False, unique=True),
-    sa.Column("identity_key", sa.Integer, sa.ForeignKey("identity.key", ondelete="CASCADE"), nullable=False),
-    sa.Column("collection_key", sa.Integer, nullable=False),
-    sa.Column("model_id", sa.Text, nullable=False),
-    sa.Column("image_sha256", sa.Text, nullable=False),
-    sa.Column("filename", sa.Text, nullable=False),
-    sa.Column("embedding", sa.LargeBinary, nullable=False),
-    sa.Column("created_at", sa.Text, nullable=False),
-    sa.UniqueConstraint("identity_key", "image_sha256"),
-    sa.Index("reference_by_collection", "collection_key"),
-    sa.Index("reference_by_model", "model_id"),
-    sqlite_autoincrement=True,
-)
-
-# One row for each reference that came or went, written by triggers, in the order of commits. Whoever
-# caches references has seen everything up to some `sequence`, and reads on from there.
-change = sa.Table(
-    "change",
-    tables,
-    sa.Column("sequence", sa.Integer, primary_key=True),
-    sa.Column("reference_key", sa.Integer, nullable=False),
-    sqlite_autoincrement=True,
-)
-
-idempotency = sa.Table(
-    "idempotency",
-    tables,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("fingerprint", sa.Text, nullable=False),
-    sa.Column("answer", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.Text, nullable=False),
-)
+T = TypeVar("T")
 
 
-class Database:
-    """Connections to one SQLite file. `read` and `write` are the only ways in."""
+class Database(ABC):
+    """`read` and `write` are the only ways in."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise UsageError(
-                f"The data directory {path.parent} can't be made: {problem.strerror}. "
-                "Choose another with DIPTYCH_DATA_DIR."
-            ) from None
-        self.path = path
-        self._engine = sa.create_engine(
-            sa.URL.create("sqlite", database=str(path)),
-            module=pysqlite3,
-            connect_args={"timeout": BUSY_SECONDS},
-            pool_size=64,
-            max_overflow=0,
-        )
-        sa.event.listen(self._engine, "connect", _prepare)
-        sa.event.listen(self._engine, "begin", _begin)
+    name: ClassVar[str]
+    # How often a transaction is tried that others got in the way of.
+    attempts: ClassVar[int] = 1
+    # What statements raise; those that bypass SQLAlchemy raise the driver's own.
+    raised: ClassVar[tuple[type[Exception], ...]] = (DBAPIError,)
+
+    def __init__(self, engine: sa.Engine, where: str) -> None:
+        self._engine = engine
+        self.where = where
+        # Why the last write failed; None after one that succeeded.
+        self.trouble: StorageUnavailable | None = None
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A snapshot: everything read inside belongs to one moment."""
-        with _translated(), self._engine.begin() as connection:
+        """A snapshot: everything read inside belongs to one moment. Raises `StorageUnavailable`."""
+        with self._translated(), self._reader().connect() as connection, connection.begin():
             yield connection
 
-    @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """One transaction, alone among all processes, on disk when the block has been left.
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do `work` in one transaction, which is on disk when this returns; all of it, or nothing.
 
-        Raises `StorageUnavailable` if the file is locked for `BUSY_SECONDS`, full or read-only.
+        `work` may be called again if other transactions got in its way, so it must not change anything else.
+        Raises `StorageUnavailable` where the database can't be written to, for the reasons that `refusal` names.
         """
-        with (
-            _translated(),
-            self._engine.connect().execution_options(writes=True) as connection,
-            connection.begin(),
-        ):
-            yield connection
+        for attempt in range(self.attempts):
+            try:
+                with self._translated(), self._writer().connect() as connection, connection.begin():
+                    result = work(connection)
+                if not isinstance(self.trouble, GalleryDamaged):
+                    self.trouble = None
+                return result
+            except StorageUnavailable as problem:
+                if attempt == self.attempts - 1 or not self.collided(problem):
+                    self.trouble = problem
+                    raise
+            time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  so that they do not collide again
+        raise AssertionError("unreachable")
 
     def migrate(self) -> None:
-        """Bring the schema up to `SCHEMA`. Raises `UsageError` for a file of a newer Diptych or no database."""
+        """Bring the schema up to `SCHEMA`. Raises `UsageError` for one of a newer Diptych, or no database."""
         try:
-            with self.write() as connection:
-                found = self._revision(connection)
-                if found == SCHEMA:
-                    return
-                # Alembic takes a fifth of a second to import; most starts have nothing to migrate.
-                from app.migrations.run import upgrade
-
-                upgrade(connection)
+            self.write(self._migrate)
         except StorageUnavailable as problem:
-            raise UsageError(f"The gallery {self.path} can't be opened: {problem.__cause__}.") from None
+            raise UsageError(f"The gallery {self.where} can't be opened: {problem.detail}") from None
+
+    def _migrate(self, connection: sa.Connection) -> None:
+        self._lock_schema(connection)
+        if self._revision(connection) == SCHEMA:
+            return
+        # Alembic takes a fifth of a second to import; most starts have nothing to migrate.
+        from app.migrations.run import upgrade
+
+        upgrade(connection)
 
     def _revision(self, connection: sa.Connection) -> str | None:
         if not sa.inspect(connection).has_table("alembic_version"):
@@ -143,39 +81,55 @@ class Database:
         found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
         if found is not None and found not in REVISIONS:
             raise UsageError(
-                f"The gallery {self.path} has schema {found!r}, which this version of Diptych does not know (it knows "
-                f"up to {SCHEMA}). Use the Diptych that wrote it, or another data directory."
+                f"The gallery {self.where} has schema {found!r}, which this version of Diptych does not know (it knows "
+                f"up to {SCHEMA}). Use the Diptych that wrote it, or another gallery."
             )
         return found
 
-    def close(self) -> None:
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except self.raised as problem:
+            # A statement that can't be right, or a rule that it breaks, is a mistake of ours.
+            original = problem.orig if isinstance(problem, DBAPIError) else problem
+            error = self.refusal(original)
+            if error is None or isinstance(problem, IntegrityError | ProgrammingError):
+                raise
+            if isinstance(error, GalleryDamaged):
+                self.trouble = error
+            raise error from original
+        except GalleryDamaged as problem:
+            self.trouble = problem
+            raise
+        except sa.exc.TimeoutError:
+            raise StorageUnavailable("All connections to the gallery's database are busy. Try again.") from None
+
+    @abstractmethod
+    def refusal(self, problem: BaseException | None) -> StorageUnavailable | None:
+        """What a caller is told of a driver's error; None for a mistake of ours."""
+
+    @abstractmethod
+    def collided(self, problem: StorageUnavailable) -> bool:
+        """Whether the transaction failed only because of others, and is worth another try."""
+
+    @abstractmethod
+    def is_writable(self) -> None:
+        """Raises `StorageUnavailable` if a write would be refused."""
+
+    @abstractmethod
+    def _reader(self) -> sa.Engine: ...
+
+    @abstractmethod
+    def _writer(self) -> sa.Engine: ...
+
+    @abstractmethod
+    def _lock_schema(self, connection: sa.Connection) -> None:
+        """Let one process at a time migrate."""
+
+    def reconnect(self) -> None:
+        """Take new connections from now on: old ones may remember that the disk was read-only."""
         self._engine.dispose()
 
-
-def _prepare(connection: Any, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # transactions are begun by `_begin`, not guessed by the driver
-    for pragma in (
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "foreign_keys = ON",
-        "secure_delete = ON",
-    ):
-        connection.execute(f"PRAGMA {pragma}").fetchall()
-
-
-def _begin(connection: sa.Connection) -> None:
-    # A transaction that starts as a reader can fail when it comes to write; one that will write says so.
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as problem:
-        if isinstance(problem, sa.exc.IntegrityError | sa.exc.ProgrammingError):
-            raise
-        raise StorageUnavailable(
-            "The gallery's database is locked, full, read-only or damaged. Nothing was changed; try again."
-        ) from problem.orig
+    def close(self) -> None:
+        self._engine.dispose()

@@ -12,10 +12,13 @@
     │   ├── UnknownCollection, UnknownIdentity, UnknownReference, NoReferences
     │   └── IdentityExists, ModelMismatch, NothingEnrolled
     ├── Unavailable          not the caller's fault, and worth another try            (pipeline, database)
-    │   └── Overloaded, StorageUnavailable
+    │   ├── Overloaded
+    │   └── StorageUnavailable, GalleryDamaged
     ├── TrainingFailed       a training run that would write a bad checkpoint             (train, export)
+    ├── MigrationBlocked     references without an image that another encoder could embed (migrate)
     └── UsageError           a mistake in a command or a setting; never on the wire   (cli)
-        └── CheckpointError  a checkpoint that is missing, altered or too new
+        ├── CheckpointError  a checkpoint that is missing, altered or too new
+        └── GalleryInUse     a gallery that another process has open
 
 A caller sees an RFC 9457 problem document whose `code` never changes; the words may.
 """
@@ -178,6 +181,11 @@ class StorageUnavailable(Unavailable):
     title = "The gallery cannot be read or written just now"
 
 
+class GalleryDamaged(StorageUnavailable):
+    code = "gallery_damaged"
+    title = "The gallery's database is damaged"
+
+
 class Overloaded(Unavailable):
     code = "overloaded"
     title = "The service is busy"
@@ -188,6 +196,11 @@ class TrainingFailed(DiptychError):
     title = "Training failed"
 
 
+class MigrationBlocked(DiptychError):
+    code = "migration_blocked"
+    title = "The gallery stays with its encoder"
+
+
 class UsageError(DiptychError):
     code = "usage_error"
     title = "The command or its settings are wrong"
@@ -196,3 +209,8 @@ class UsageError(DiptychError):
 class CheckpointError(UsageError):
     code = "checkpoint_refused"
     title = "The checkpoint is refused"
+
+
+class GalleryInUse(UsageError):
+    code = "gallery_in_use"
+    title = "The gallery is in use"

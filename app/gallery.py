@@ -1,123 +1,192 @@
-"""What is enrolled: queries and changes as functions of a connection. The caller holds the transaction."""
+"""Collections and identities: queries and changes as functions of a connection. The caller holds the transaction.
+
+Whoever changes something in a collection locks its row first, so that changes to one collection follow each other.
+"""
 
 import base64
 import binascii
-import itertools
 import json
-import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects import postgresql, sqlite
 
-from app.database import collection, identity, reference
-from app.errors import (
-    IdentityExists,
-    InvalidMetadata,
-    InvalidRequest,
-    ModelMismatch,
-    NoReferences,
-    UnknownCollection,
-    UnknownIdentity,
-    UnknownReference,
-)
-from app.matching import EmbeddingsF32
-from app.weak_spots import Enrolled
+from app.errors import IdentityExists, InvalidMetadata, InvalidRequest, UnknownCollection, UnknownIdentity
+from app.statements import Statement
+from app.tables import collection, identity, leftover, reference
 
 MAX_METADATA_BYTES = 16 * 1024
 
+# A collection so named is deleted, and waits to be purged; no caller's name begins like that.
+DELETED = "\x7f"
+LIVE = ~collection.c.name.startswith(DELETED)
+PURGED_AT_ONCE = 5000
 
-@dataclass(frozen=True)
-class NewReference:
-    """An embedded image on its way in."""
-
-    filename: str
-    image_sha256: str
-    embedding_D: EmbeddingsF32
-
-
-@dataclass(frozen=True)
-class StoredReferences:
-    """References of one identity, in the order of enrolment: ids, and embeddings `[R, D]`."""
-
-    reference_ids: list[str]
-    embeddings_RD: EmbeddingsF32
+# Under each of these keys of the metadata, one of these values.
+Filter = dict[str, list[Any]]
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 # --- collections -------------------------------------------------------------------------------------------
 
 
-def collection_key(connection: sa.Connection, name: str) -> int:
-    """Raises `UnknownCollection`."""
-    key = connection.scalar(sa.select(collection.c.key).where(collection.c.name == name))
-    if key is None:
+_NAMED = sa.select(collection.c.key).where(collection.c.name == sa.bindparam("name"))
+NAMED, NAMED_LOCKED = Statement(_NAMED), Statement(_NAMED.with_for_update())
+COUNTS = Statement(
+    sa.select(collection.c.searchable_count, collection.c.reference_count).where(
+        collection.c.key == sa.bindparam("key")
+    )
+)
+COUNT = Statement(
+    sa.update(collection)
+    .where(collection.c.key == sa.bindparam("of"))
+    .values(
+        reference_count=collection.c.reference_count + sa.bindparam("references"),
+        searchable_count=collection.c.searchable_count + sa.bindparam("searchable"),
+    )
+)
+IDENTITY = Statement(
+    sa.select(identity.c.key).where(
+        identity.c.collection_key == sa.bindparam("within"), identity.c.name == sa.bindparam("name")
+    )
+)
+NEW_IDENTITY = Statement(
+    sa.insert(identity)
+    .values({name: sa.bindparam(name) for name in ("collection_key", "name", "metadata", "created_at")})
+    .returning(identity.c.key)
+)
+
+
+def collection_key(connection: sa.Connection, name: str, *, lock: bool = False) -> int:
+    """With `lock`, nobody else changes the collection before the transaction ends. Raises `UnknownCollection`."""
+    row = (NAMED_LOCKED if lock else NAMED).first(connection, name=name)
+    if row is None:
         raise UnknownCollection(
             f"There is no collection {name!r}. One comes to be when something is enrolled into it; "
             "GET /collections lists them."
         )
-    return int(key)
+    return int(row[0])
 
 
-def check_model(connection: sa.Connection, model_id: str) -> None:
-    """Raises `ModelMismatch` if the gallery holds references of another encoder."""
-    # min and max, each a look into the index, whatever the size of the gallery
-    for extreme in (sa.func.min, sa.func.max):
-        found = connection.scalar(sa.select(extreme(reference.c.model_id)))
-        if found is not None and found != model_id:
-            raise ModelMismatch(
-                f"The gallery was enrolled with model {found}, this is model {model_id}: their embeddings can't be "
-                "compared. Serve the checkpoint of that model."
-            )
+def ensure_collection(connection: sa.Connection, name: str) -> int:
+    """The locked collection of that name, made if need be."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    for _ in range(10):
+        try:
+            return collection_key(connection, name, lock=True)
+        except UnknownCollection:
+            connection.execute(insert(collection).values(name=name, created_at=now()).on_conflict_do_nothing())
+    raise AssertionError(f"the collection {name!r} goes as often as it comes")
 
 
 def list_collections(connection: sa.Connection) -> list[dict[str, Any]]:
     """Every collection with its numbers of identities and references, by name."""
     identities = sa.select(sa.func.count()).where(identity.c.collection_key == collection.c.key).scalar_subquery()
-    references = sa.select(sa.func.count()).where(reference.c.collection_key == collection.c.key).scalar_subquery()
     rows = connection.execute(
         sa.select(
             collection.c.name.label("collection"),
             identities.label("identities"),
-            references.label("references"),
+            collection.c.reference_count.label("references"),
             collection.c.created_at,
-        ).order_by(collection.c.name)
+        )
+        .where(LIVE)
+        .order_by(collection.c.name)
     )
     return [dict(row) for row in rows.mappings()]
 
 
 def delete_collection(connection: sa.Connection, name: str) -> None:
-    """Delete a collection with all in it. Raises `UnknownCollection`."""
-    key = collection_key(connection, name)
+    """Delete a collection with all in it: at once, or, of a large one, the name at once and the rest by `purge`.
+
+    Raises `UnknownCollection`.
+    """
+    key = collection_key(connection, name, lock=True)
+    _, references = searched(connection, key)
+    if references > PURGED_AT_ONCE:
+        gone = sa.update(collection).where(collection.c.key == key).values(name=f"{DELETED}{key}")
+        connection.execute(gone)
+        return
+    forget_originals(connection, reference.c.collection_key == key)
     connection.execute(sa.delete(collection).where(collection.c.key == key))
 
 
-def searched(connection: sa.Connection, key: int) -> tuple[int, int]:
+def has_deleted(connection: sa.Connection) -> bool:
+    """Whether there is something to purge."""
+    return connection.scalar(sa.select(collection.c.key).where(~LIVE).limit(1)) is not None
+
+
+def purge(connection: sa.Connection) -> bool:
+    """Delete some of what large deleted collections left; whether there may be more. Each time a short transaction."""
+    key = connection.scalar(sa.select(collection.c.key).where(~LIVE).limit(1).with_for_update())
+    if key is None:
+        return False
+    identities = connection.scalars(
+        sa.select(identity.c.key).where(identity.c.collection_key == key).limit(PURGED_AT_ONCE // 10)
+    ).all()
+    references = connection.scalars(
+        sa.select(reference.c.key).where(reference.c.identity_key.in_(identities)).limit(PURGED_AT_ONCE)
+    ).all()
+    if references:
+        forget_originals(connection, reference.c.key.in_(references))
+        connection.execute(sa.delete(reference).where(reference.c.key.in_(references)))
+    elif identities:
+        connection.execute(sa.delete(identity).where(identity.c.key.in_(identities)))
+    else:
+        connection.execute(sa.delete(collection).where(collection.c.key == key))
+    return True
+
+
+def searched(connection: sa.Connection, key: int, where: Filter | None = None) -> tuple[int, int]:
     """How many identities with references, and how many references, a search of the collection covers."""
-    counts = sa.select(sa.func.count(reference.c.identity_key.distinct()), sa.func.count())
-    identities, references = connection.execute(counts.where(reference.c.collection_key == key)).one()
-    return int(identities), int(references)
+    if where is not None:
+        those = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(identity.c.reference_count), 0)).where(
+            identity.c.collection_key == key, identity.c.reference_count > 0, meets(connection, where)
+        )
+        identities, references = connection.execute(those).one()
+        return int(identities), int(references)
+    row = COUNTS.first(connection, key=key)
+    return (int(row[0]), int(row[1])) if row else (0, 0)
+
+
+def count(connection: sa.Connection, collection_key: int, *, references: int, searchable: int) -> None:
+    """Note that so many references, and identities with references, came (or went, if negative)."""
+    COUNT.run(connection, of=collection_key, references=references, searchable=searchable)
+
+
+def forget_originals(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+    """Note kept images that lose their references, for `originals` to delete once that is certain."""
+    kept = sa.select(reference.c.original_id).where(which, reference.c.original_id.is_not(None))
+    connection.execute(sa.insert(leftover).from_select(["original_id"], kept))
 
 
 # --- identities --------------------------------------------------------------------------------------------
 
 
-def identity_key(connection: sa.Connection, collection_name: str, name: str) -> int:
-    """Raises `UnknownCollection` or `UnknownIdentity`."""
-    within = collection_key(connection, collection_name)
-    key = connection.scalar(
-        sa.select(identity.c.key).where(identity.c.collection_key == within, identity.c.name == name)
-    )
-    if key is None:
+def identity_key(connection: sa.Connection, collection_name: str, name: str, *, lock: bool = False) -> int:
+    """With `lock`, nobody else changes its collection. Raises `UnknownCollection` or `UnknownIdentity`."""
+    within = collection_key(connection, collection_name, lock=lock)
+    row = IDENTITY.first(connection, within=within, name=name)
+    if row is None:
         raise UnknownIdentity(f"There is no identity {name!r} in the collection {collection_name!r}.")
-    return int(key)
+    return int(row[0])
+
+
+def ensure_identity(
+    connection: sa.Connection, collection_key: int, name: str, metadata: dict[str, Any] | None = None
+) -> int:
+    """The identity of that name in a locked collection, made if need be, with metadata merged in."""
+    row = IDENTITY.first(connection, within=collection_key, name=name)
+    if row is None:
+        row = NEW_IDENTITY.first(connection, collection_key=collection_key, name=name, metadata={}, created_at=now())
+    assert row is not None  # noqa: S101  an insert answers its key
+    key = int(row[0])
+    if metadata:
+        _merge_metadata(connection, key, metadata)
+    return key
 
 
 def list_identities(
@@ -125,12 +194,11 @@ def list_identities(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """A page of identities by name, and the cursor of the next. Raises `UnknownCollection`, `InvalidRequest`."""
     within = collection_key(connection, collection_name)
-    references = sa.select(sa.func.count()).where(reference.c.identity_key == identity.c.key).scalar_subquery()
     query = (
         sa.select(
             identity.c.name.label("identity"),
             identity.c.metadata,
-            references.label("references"),
+            identity.c.reference_count.label("references"),
             identity.c.created_at,
         )
         .where(identity.c.collection_key == within)
@@ -179,7 +247,7 @@ def change_identity(
     metadata: dict[str, Any] | None,
 ) -> None:
     """Rename an identity, merge into its metadata, or both. Raises `IdentityExists`, `UnknownIdentity`."""
-    key = identity_key(connection, collection_name, name)
+    key = identity_key(connection, collection_name, name, lock=True)
     if metadata:
         _merge_metadata(connection, key, metadata)
     if new_name is not None and new_name != name:
@@ -194,8 +262,12 @@ def change_identity(
 
 def delete_identity(connection: sa.Connection, collection_name: str, name: str) -> None:
     """Delete an identity with its references. Raises `UnknownCollection` or `UnknownIdentity`."""
-    key = identity_key(connection, collection_name, name)
+    key = identity_key(connection, collection_name, name, lock=True)
+    forget_originals(connection, reference.c.identity_key == key)
+    held = sa.select(identity.c.collection_key, identity.c.reference_count).where(identity.c.key == key)
+    within, references = connection.execute(held).one()
     connection.execute(sa.delete(identity).where(identity.c.key == key))
+    count(connection, within, references=-references, searchable=-int(references > 0))
 
 
 def _merge_metadata(connection: sa.Connection, key: int, new: dict[str, Any]) -> None:
@@ -210,111 +282,28 @@ def _merge_metadata(connection: sa.Connection, key: int, new: dict[str, Any]) ->
     connection.execute(sa.update(identity).where(identity.c.key == key).values(metadata=merged))
 
 
-# --- references --------------------------------------------------------------------------------------------
-
-
-def enroll(
-    connection: sa.Connection,
-    collection_name: str,
-    name: str,
-    metadata: dict[str, Any],
-    images: Sequence[NewReference],
-    model_id: str,
-) -> list[dict[str, str]]:
-    """Add references to an identity, making it and its collection if need be; one entry per image.
-
-    An image that the identity holds already (the same bytes) answers with the reference it has.
-    Raises `ModelMismatch` if the collection belongs to another encoder.
-    """
-    now = _now()
-    connection.execute(insert(collection).values(name=collection_name, created_at=now).on_conflict_do_nothing())
-    within = collection_key(connection, collection_name)
-    check_model(connection, model_id)
-    connection.execute(
-        insert(identity).values(collection_key=within, name=name, metadata={}, created_at=now).on_conflict_do_nothing()
-    )
-    key = identity_key(connection, collection_name, name)
-    if metadata:
-        _merge_metadata(connection, key, metadata)
-    entries = []
-    for image in images:
-        connection.execute(
-            insert(reference)
-            .values(
-                reference_id=uuid.uuid4().hex,
-                identity_key=key,
-                collection_key=within,
-                model_id=model_id,
-                image_sha256=image.image_sha256,
-                filename=image.filename,
-                embedding=np.ascontiguousarray(image.embedding_D, dtype="<f4").tobytes(),
-                created_at=now,
-            )
-            .on_conflict_do_nothing(index_elements=["identity_key", "image_sha256"])
+def meets(connection: sa.Connection, where: Filter) -> sa.ColumnElement[bool]:
+    """The condition on an identity's metadata, as each database puts it."""
+    if connection.dialect.name == "postgresql":
+        metadata = sa.type_coerce(identity.c.metadata, postgresql.JSONB())
+        return sa.and_(
+            sa.true(),
+            *(sa.or_(*(metadata.contains({key: value}) for value in values)) for key, values in where.items()),
         )
-        reference_id = connection.scalar(
-            sa.select(reference.c.reference_id).where(
-                reference.c.identity_key == key, reference.c.image_sha256 == image.image_sha256
-            )
-        )
-        entries.append({"reference_id": str(reference_id), "filename": image.filename})
-    return entries
+    conditions: list[sa.ColumnElement[bool]] = [sa.true()]
+    for key, values in where.items():
+        entry = sa.func.json_each(identity.c.metadata).table_valued("key", "value", "type").alias()
+        one_of = sa.or_(*(sa.and_(entry.c.type.in_(_types(v)), entry.c.value == _plain(v)) for v in values))
+        conditions.append(sa.exists(sa.select(1).select_from(entry).where(entry.c.key == key, one_of)))
+    return sa.and_(*conditions)
 
 
-def references_of(connection: sa.Connection, collection_name: str, name: str, model_id: str) -> StoredReferences:
-    """Raises `UnknownCollection`, `UnknownIdentity`, `ModelMismatch`, or `NoReferences` if there are none left."""
-    key = identity_key(connection, collection_name, name)
-    check_model(connection, model_id)
-    rows = connection.execute(
-        sa.select(reference.c.reference_id, reference.c.embedding)
-        .where(reference.c.identity_key == key)
-        .order_by(reference.c.key)
-    ).all()
-    if not rows:
-        raise NoReferences(f"The identity {name!r} has no references left. Enroll an image of it first.")
-    embeddings_RD = np.stack([np.frombuffer(row.embedding, dtype="<f4") for row in rows])
-    return StoredReferences([row.reference_id for row in rows], embeddings_RD)
+def _types(value: object) -> list[str]:
+    """How SQLite calls the JSON types that may equal the value: true is not 1."""
+    if isinstance(value, bool):
+        return ["true" if value else "false"]
+    return ["text"] if isinstance(value, str) else ["integer", "real"]
 
 
-def references_by_collection(connection: sa.Connection, model_id: str) -> Iterator[list[Enrolled]]:
-    """All references, one collection at a time, by name. Raises `ModelMismatch`."""
-    check_model(connection, model_id)
-    rows = connection.execute(
-        sa.select(
-            collection.c.name.label("collection"),
-            identity.c.name.label("identity"),
-            reference.c.reference_id,
-            reference.c.filename,
-            reference.c.embedding,
-        )
-        .join(identity, identity.c.key == reference.c.identity_key)
-        .join(collection, collection.c.key == reference.c.collection_key)
-        .order_by(collection.c.name, reference.c.key)
-    )
-    for _, of_one in itertools.groupby(rows, key=lambda row: row.collection):
-        yield [
-            Enrolled(r.collection, r.identity, r.reference_id, r.filename, np.frombuffer(r.embedding, dtype="<f4"))
-            for r in of_one
-        ]
-
-
-def describe(connection: sa.Connection, reference_keys: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Identity, metadata and reference_id behind references of the index; those deleted since are left out."""
-    rows = connection.execute(
-        sa.select(reference.c.key, identity.c.name.label("identity"), identity.c.metadata, reference.c.reference_id)
-        .join(identity, identity.c.key == reference.c.identity_key)
-        .where(reference.c.key.in_(reference_keys))
-    )
-    return {
-        row.key: {"identity": row.identity, "metadata": row.metadata, "reference_id": row.reference_id} for row in rows
-    }
-
-
-def delete_reference(connection: sa.Connection, collection_name: str, name: str, reference_id: str) -> None:
-    """Raises `UnknownCollection`, `UnknownIdentity` or `UnknownReference`."""
-    key = identity_key(connection, collection_name, name)
-    deleted = connection.execute(
-        sa.delete(reference).where(reference.c.identity_key == key, reference.c.reference_id == reference_id)
-    )
-    if not deleted.rowcount:
-        raise UnknownReference(f"The identity {name!r} has no reference {reference_id!r}.")
+def _plain(value: object) -> sa.ColumnElement[Any]:
+    return sa.literal(int(value) if isinstance(value, bool) else value)

@@ -5,8 +5,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app.database import idempotency
 from app.errors import IdempotencyKeyReused
+from app.tables import idempotency
 
 KEPT = timedelta(hours=24)
 

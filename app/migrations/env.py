@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from app.database import tables
+from app.tables import tables
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=tables)
 context.run_migrations()

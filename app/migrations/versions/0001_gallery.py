@@ -8,19 +8,21 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+KEY = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 
 def upgrade() -> None:
     op.create_table(
         "collection",
-        sa.Column("key", sa.Integer, primary_key=True),
+        sa.Column("key", KEY, primary_key=True),
         sa.Column("name", sa.Text, nullable=False, unique=True),
         sa.Column("created_at", sa.Text, nullable=False),
         sqlite_autoincrement=True,
     )
     op.create_table(
         "identity",
-        sa.Column("key", sa.Integer, primary_key=True),
-        sa.Column("collection_key", sa.Integer, sa.ForeignKey("collection.key", ondelete="CASCADE"), nullable=False),
+        sa.Column("key", KEY, primary_key=True),
+        sa.Column("collection_key", sa.BigInteger, sa.ForeignKey("collection.key", ondelete="CASCADE"), nullable=False),
         sa.Column("name", sa.Text, nullable=False),
         sa.Column("metadata", sa.JSON, nullable=False),
         sa.Column("created_at", sa.Text, nullable=False),
@@ -29,10 +31,10 @@ def upgrade() -> None:
     )
     op.create_table(
         "reference",
-        sa.Column("key", sa.Integer, primary_key=True),
+        sa.Column("key", KEY, primary_key=True),
         sa.Column("reference_id", sa.Text, nullable=False, unique=True),
-        sa.Column("identity_key", sa.Integer, sa.ForeignKey("identity.key", ondelete="CASCADE"), nullable=False),
-        sa.Column("collection_key", sa.Integer, nullable=False),
+        sa.Column("identity_key", sa.BigInteger, sa.ForeignKey("identity.key", ondelete="CASCADE"), nullable=False),
+        sa.Column("collection_key", sa.BigInteger, nullable=False),
         sa.Column("model_id", sa.Text, nullable=False),
         sa.Column("image_sha256", sa.Text, nullable=False),
         sa.Column("filename", sa.Text, nullable=False),
@@ -56,6 +58,8 @@ def upgrade() -> None:
         sa.Column("answer", sa.JSON, nullable=False),
         sa.Column("created_at", sa.Text, nullable=False),
     )
+    if op.get_bind().dialect.name != "sqlite":
+        return  # where sequence order is not commit order, nothing reads the changes
     # Triggers, so that no path to a reference can forget: deleting an identity or a collection fires them too.
     op.execute(
         "CREATE TRIGGER reference_came AFTER INSERT ON reference "
