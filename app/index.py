@@ -1,130 +1,270 @@
-"""The FAISS cache over the gallery: which references are nearest to a probe.
+"""The FAISS cache over a gallery in SQLite: which embeddings are nearest to a probe.
 
-The database is the truth. Before every search the cache reads on in the sequence of changes, so a restart, a
-crash or another process leaves nothing to repair. Holds one exact index for each collection.
+The database is the truth. Before every search the cache of that collection reads on in the sequence of changes, so a
+restart, a crash or another process leaves nothing to repair. What it proposes is looked up in the same transaction:
+a key that is gone is no hit, whatever the cache believes.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 
-import faiss
 import numpy as np
 import sqlalchemy as sa
 
-from app.database import Database, change, reference
-from app.matching import EmbeddingsF32, distances
+from app import gallery
+from app.matching import EmbeddingsF32
+from app.snapshots import Moment, Snapshots
+from app.sqlite import SQLite
+from app.statements import Statement
+from app.tables import change, collection, embedding, unpacked
+from app.vectors import EXACT_UP_TO, Approximate, Exact, Keys, Vectors, build, sampled
 
-# What FAISS orders by float32 expansions may swap with its neighbour when re-scored exactly.
-SLACK = 8
+log = logging.getLogger("uvicorn.error")
 
-
-@dataclass(frozen=True)
-class Hit:
-    """The nearest reference of one identity, by keys of the database, and its exact distance."""
-
-    identity_key: int
-    reference_key: int
-    distance: float
+# Embeddings read at a time; a catch-up of more changes than the last starts from the truth instead.
+CHUNK = 20_000
+# A snapshot is written anew after so many changes.
+STALE_AFTER = 50_000
+BEGINNING = Moment(0, "")
+HEAD = Statement(sa.select(change.c.sequence, sa.func.hex(change.c.token)).order_by(change.c.sequence.desc()).limit(1))
 
 
 @dataclass
 class _Cached:
-    faiss: faiss.IndexIDMap2
-    identity_of: dict[int, int] = field(default_factory=dict)
+    vectors: Vectors
+    moment: Moment
+    snapshot_at: int | None = None  # the sequence that the file on disk shows; None: there is none
+    lock: Lock = field(default_factory=Lock)
 
 
 class GalleryIndex:
-    """All references of one model_id, found by embedding. Changing it excludes searching it."""
+    """All embeddings of one model, by collection. Changing a collection's cache excludes searching it."""
 
-    def __init__(self, database: Database, model_id: str, embedding_dim: int) -> None:
+    def __init__(self, database: SQLite, model_id: str, embedding_dim: int, directory: Path) -> None:
         self._database = database
-        self._model_id = model_id
         self._dim = embedding_dim
+        self._snapshots = Snapshots(directory, model_id)
         self._lock = Lock()
-        self._sequence = 0
         self._collections: dict[int, _Cached] = {}
-        self._collection_of: dict[int, int] = {}
+        self._tended = BEGINNING
 
-    def search(self, collection_key: int, probe_D: EmbeddingsF32, identities: int) -> list[Hit]:
-        """The nearest `identities` identities of a collection, nearest first; fewer if there are fewer.
+    def propose(
+        self, connection: sa.Connection, model_key: int, collection_key: int, probe_D: EmbeddingsF32, reach: int
+    ) -> Keys:
+        """Keys of the nearest `reach` embeddings of a collection, nearly; never fewer than there are.
 
-        Sees everything that any process committed before the call.
+        Sees everything that any process committed before the transaction of `connection` began.
         """
-        with self._lock:
-            self._catch_up()
-            cached = self._collections.get(collection_key)
-            if cached is None:
-                return []
-            return _nearest(cached, probe_D, identities)
+        cached = self._cached(collection_key)
+        with cached.lock:
+            self._catch_up(connection, model_key, collection_key, cached)
+            return cached.vectors.propose(probe_D, reach)
 
-    def _catch_up(self) -> None:
-        with self._database.read() as connection:
-            head = connection.scalar(sa.select(sa.func.max(change.c.sequence))) or 0
-            if head == self._sequence:
-                return
-            try:
-                self._apply_changes(connection)
-            except BaseException:
-                # Half applied is worse than nothing: start again from the truth.
-                self._sequence = 0
-                self._collections.clear()
-                self._collection_of.clear()
-                raise
-            self._sequence = head
-
-    def _apply_changes(self, connection: sa.Connection) -> None:
-        """Take out every reference that changed since, then take in those that exist now."""
-        current = sa.select(
-            reference.c.key, reference.c.collection_key, reference.c.identity_key, reference.c.embedding
-        ).where(reference.c.model_id == self._model_id)
-        if self._sequence:
-            changed = sa.select(change.c.reference_key).where(change.c.sequence > self._sequence).distinct()
-            self._forget(connection.scalars(changed))
-            current = current.where(reference.c.key.in_(changed))
-        added: dict[int, tuple[list[int], list[bytes]]] = {}
-        for key, collection_key, identity_key, embedding in connection.execute(current):
-            keys, vectors = added.setdefault(collection_key, ([], []))
-            keys.append(key)
-            vectors.append(embedding)
-            self._cached(collection_key).identity_of[key] = identity_key
-            self._collection_of[key] = collection_key
-        for collection_key, (keys, vectors) in added.items():
-            embeddings_ND = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, self._dim)
-            self._cached(collection_key).faiss.add_with_ids(embeddings_ND, np.array(keys, dtype=np.int64))
+    # --- reading on -------------------------------------------------------------------------------------------
 
     def _cached(self, collection_key: int) -> _Cached:
-        if collection_key not in self._collections:
-            self._collections[collection_key] = _Cached(faiss.IndexIDMap2(faiss.IndexFlatL2(self._dim)))
-        return self._collections[collection_key]
+        with self._lock:
+            return self._collections.setdefault(collection_key, _Cached(Exact(self._dim), BEGINNING))
 
-    def _forget(self, keys: Iterable[int]) -> None:
-        gone: dict[int, list[int]] = {}
-        for key in keys:
-            collection_key = self._collection_of.pop(key, None)
-            if collection_key is not None:
-                gone.setdefault(collection_key, []).append(key)
-                del self._collections[collection_key].identity_of[key]
-        for collection_key, some in gone.items():
-            cached = self._collections[collection_key]
-            cached.faiss.remove_ids(np.array(some, dtype=np.int64))  # type: ignore[arg-type]
-            if not cached.identity_of:
-                del self._collections[collection_key]
+    def _catch_up(self, connection: sa.Connection, model_key: int, collection_key: int, cached: _Cached) -> None:
+        head = _head(connection)
+        if head.sequence <= cached.moment.sequence:
+            return  # an older transaction than the one before it
+        try:
+            if cached.moment is BEGINNING or not _is_in(connection, cached.moment):
+                self._load(connection, model_key, collection_key, cached)
+            self._apply(connection, model_key, collection_key, cached, cached.vectors)
+        except BaseException:
+            # Half applied is worse than nothing: start again from the truth.
+            cached.vectors, cached.moment, cached.snapshot_at = Exact(self._dim), BEGINNING, None
+            raise
+        cached.moment = head
+
+    def _load(self, connection: sa.Connection, model_key: int, collection_key: int, cached: _Cached) -> None:
+        loaded = self._snapshots.load(collection_key)
+        if loaded is not None and _is_in(connection, loaded[1]):
+            cached.vectors, cached.moment = loaded
+            cached.snapshot_at = cached.moment.sequence
+            return
+        if loaded is not None:
+            log.warning("the index snapshot of collection %d is stale or of another gallery: ignored", collection_key)
+        exact = Exact(self._dim)
+        for keys, embeddings_ND in _read(connection, _keys(connection, model_key, collection_key)):
+            exact.add(keys, embeddings_ND)
+        cached.vectors, cached.moment, cached.snapshot_at = exact, _head(connection), None
+
+    def _apply(
+        self, connection: sa.Connection, model_key: int, collection_key: int, cached: _Cached, vectors: Vectors
+    ) -> None:
+        """Take out every embedding that changed since, then take in those that exist now."""
+        changed = _changed(connection, model_key, collection_key, cached.moment.sequence)
+        if not len(changed):
+            return
+        there = 0
+        vectors.remove(changed)
+        for keys, embeddings_ND in _read(connection, changed):
+            vectors.add(keys, embeddings_ND)
+            there += len(keys)
+        if there < len(changed) and cached.snapshot_at is not None:
+            self._snapshots.drop(collection_key)
+            cached.snapshot_at = None
+
+    # --- in the background ------------------------------------------------------------------------------------
+
+    def tend(self, model_key: int, *, closing: bool = False) -> None:
+        """Catch up, so that the next search need not; build what has grown; leave snapshots.
+
+        Small collections that nobody has searched are left for the first search.
+        """
+        with self._database.read() as connection:
+            head = _head(connection)
+            if head == self._tended and not closing and not self._unsaved():
+                return
+            rows = connection.execute(sa.select(collection.c.key, collection.c.reference_count).where(gallery.LIVE))
+            counts = {row.key: row.reference_count for row in rows}
+        with self._lock:
+            for gone in self._collections.keys() - counts.keys():
+                del self._collections[gone]
+            known = set(self._collections)
+        if closing:
+            counts = {key: count for key, count in counts.items() if key in known}
+        else:
+            self._snapshots.drop_others(set(counts))
+        for collection_key in (key for key, count in counts.items() if key in known or count > EXACT_UP_TO):
+            self._tend(model_key, collection_key, counts[collection_key], closing)
+        self._tended = head
+
+    def _unsaved(self) -> bool:
+        with self._lock:
+            every = list(self._collections.values())
+        return any(
+            one.vectors.is_outgrown or (isinstance(one.vectors, Approximate) and one.snapshot_at is None)
+            for one in every
+        )
+
+    def _tend(self, model_key: int, collection_key: int, count: int, closing: bool) -> None:
+        cached = self._cached(collection_key)
+        before = cached.moment
+        if before is BEGINNING and count > EXACT_UP_TO and not self._snapshots.has(collection_key):
+            if not closing:
+                self._renew(model_key, collection_key, cached, count)  # without reading it all into memory first
+            return
+        with self._database.read() as connection, cached.lock:
+            self._catch_up(connection, model_key, collection_key, cached)
+        if cached.vectors.is_outgrown and not closing:
+            self._renew(model_key, collection_key, cached, len(cached.vectors))
+        elif isinstance(cached.vectors, Approximate):
+            quiet = cached.moment == before
+            if closing or quiet or cached.snapshot_at is not None:
+                self._leave_snapshot(collection_key, cached, closing)
+
+    def _leave_snapshot(self, collection_key: int, cached: _Cached, closing: bool) -> None:
+        """When it has been quiet since the last look, when much has changed, or at the end."""
+        with cached.lock:
+            behind = cached.moment.sequence - (cached.snapshot_at or 0)
+            due = cached.snapshot_at is None or behind > STALE_AFTER or (closing and behind)
+            if (
+                due
+                and isinstance(cached.vectors, Approximate)
+                and self._snapshots.save(collection_key, cached.vectors, cached.moment)
+            ):
+                cached.snapshot_at = cached.moment.sequence
+
+    def _renew(self, model_key: int, collection_key: int, cached: _Cached, count: int) -> None:
+        """Build a new index beside the one that answers, and swap them. Other processes adopt its snapshot."""
+        with self._snapshots.building() as ours:
+            if not ours:
+                return
+            adopted = self._adoptable(collection_key, count)
+            if adopted is None:
+                with self._database.read() as connection:
+                    moment = _head(connection)
+                    keys = _keys(connection, model_key, collection_key)
+                fresh: Vectors = self._build(keys) if len(keys) > EXACT_UP_TO else self._exact(keys)
+            else:
+                fresh, moment = adopted
+            saved = isinstance(fresh, Approximate) and (
+                adopted is not None or self._snapshots.save(collection_key, fresh, moment)
+            )
+        with self._database.read() as connection, cached.lock:
+            if not _is_in(connection, moment):
+                return
+            standing = _Cached(fresh, moment, moment.sequence if saved else None)
+            head = _head(connection)
+            self._apply(connection, model_key, collection_key, standing, fresh)
+            cached.vectors, cached.moment, cached.snapshot_at = fresh, head, standing.snapshot_at
+
+    def _adoptable(self, collection_key: int, count: int) -> tuple[Approximate, Moment] | None:
+        loaded = self._snapshots.load(collection_key)
+        if loaded is None or loaded[0].is_outgrown or not 0.9 * count <= len(loaded[0]) <= 1.1 * count:
+            return None
+        with self._database.read() as connection:
+            return loaded if _is_in(connection, loaded[1]) else None
+
+    def _build(self, keys: Keys) -> Approximate:
+        """In short transactions, so that the log can be reset meanwhile; what changes during it is applied after."""
+        log.info("building an index of %d embeddings", len(keys))
+        sample = sampled(keys, len(keys))
+        learned = [part for _, part in self._parts(sample)]
+        return build(self._dim, np.concatenate(learned), self._parts(keys), len(keys))
+
+    def _exact(self, keys: Keys) -> Exact:
+        exact = Exact(self._dim)
+        for some, embeddings_ND in self._parts(keys):
+            exact.add(some, embeddings_ND)
+        return exact
+
+    def _parts(self, keys: Keys) -> Iterator[tuple[Keys, EmbeddingsF32]]:
+        for start in range(0, len(keys), CHUNK):
+            with self._database.read() as connection:
+                parts = list(_read(connection, keys[start : start + CHUNK]))
+            yield from parts
 
 
-def _nearest(cached: _Cached, probe_D: EmbeddingsF32, identities: int) -> list[Hit]:
-    """Widen the search until it holds enough identities: one with many references may fill the front."""
-    total = cached.faiss.ntotal
-    reach = min(total, 2 * identities + SLACK)
-    while True:
-        _, found = cached.faiss.search(probe_D[None, :], reach)
-        keys = found[0][found[0] >= 0]
-        exact = distances(probe_D, cached.faiss.reconstruct_batch(keys))
-        hits: dict[int, Hit] = {}
-        for position in np.lexsort((keys, exact)):
-            key = int(keys[position])
-            identity_key = cached.identity_of[key]
-            hits.setdefault(identity_key, Hit(identity_key, key, float(exact[position])))
-        if len(hits) >= identities or reach == total:
-            return list(hits.values())[:identities]
-        reach = min(total, 4 * reach)
+def _head(connection: sa.Connection) -> Moment:
+    """The last change; the migration made one, so there always is."""
+    row = HEAD.first(connection)
+    assert row is not None  # noqa: S101
+    return Moment(*row)
+
+
+def _is_in(connection: sa.Connection, moment: Moment) -> bool:
+    """Whether this history has passed through that moment, and still tells what came after it."""
+    token = connection.scalar(sa.select(sa.func.hex(change.c.token)).where(change.c.sequence == moment.sequence))
+    return bool(token == moment.token)
+
+
+def _changed(connection: sa.Connection, model_key: int, collection_key: int, since: int) -> Keys:
+    keys = connection.scalars(
+        sa.select(change.c.embedding_key)
+        .where(change.c.sequence > since, change.c.model_key == model_key, change.c.collection_key == collection_key)
+        .distinct()
+    )
+    return np.sort(np.fromiter(keys, dtype=np.int64))
+
+
+def _keys(connection: sa.Connection, model_key: int, collection_key: int) -> Keys:
+    found = connection.scalars(
+        sa.select(embedding.c.key).where(
+            embedding.c.model_key == model_key, embedding.c.collection_key == collection_key
+        )
+    )
+    return np.sort(np.fromiter(found, dtype=np.int64))
+
+
+def _read(connection: sa.Connection, keys: Keys) -> Iterator[tuple[Keys, EmbeddingsF32]]:
+    """Those of `keys`, which ascend, that exist, with their embeddings, so many at a time."""
+    for start in range(0, len(keys), CHUNK):
+        some = keys[start : start + CHUNK]
+        if some[-1] - some[0] < 2 * len(some):  # nearly all of a stretch: read it through
+            found = f"key BETWEEN {some[0]} AND {some[-1]}"
+        else:
+            found = f"key IN ({','.join(map(str, some.tolist()))})"
+        rows = connection.exec_driver_sql(f"SELECT key, vector FROM embedding WHERE {found}").all()  # noqa: S608
+        if rows:
+            there, stored = zip(*rows, strict=True)
+            wanted = np.isin(there, some)
+            yield np.array(there, dtype=np.int64)[wanted], unpacked(stored)[wanted]
