@@ -8,16 +8,14 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app import checkpoint as format_1
-from app import gallery
-from app.calibration import Calibration
-from app.checkpoint import Description
+from app import serving
 from app.database import Database
-from app.encoder import Encoder
-from app.errors import DiptychError, InvalidRequest, ModelMismatch, StorageUnavailable, UsageError
-from app.index import GalleryIndex
+from app.errors import InvalidRequest
+from app.keeper import Keeper
 from app.metrics import Metrics
+from app.originals import Originals
 from app.pipeline import Pipeline
+from app.serving import Serving
 from app.settings import Settings
 
 
@@ -26,62 +24,45 @@ class Resources:
     """What the service holds while it lives."""
 
     settings: Settings
-    description: Description
-    calibration: Calibration
-    encoder: Encoder
     pipeline: Pipeline
     database: Database
-    index: GalleryIndex
+    originals: Originals
+    keeper: Keeper
     metrics: Metrics
     ready: bool = False
+
+    def close(self) -> None:
+        """Finish what is begun, leave snapshots, give the gallery free. Twice is no harm."""
+        self.ready = False
+        self.pipeline.close()
+        self.keeper.close()
+        self.database.close()
 
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Resources]:
     """Load the checkpoint and open the gallery. Raises `UsageError` for what the operator has to mend."""
-    checkpoint = format_1.load(settings.checkpoint)
-    calibration = Calibration(checkpoint)
-    if settings.inconclusive_fmr is not None:
-        try:
-            calibration.band(calibration.choose(), settings.inconclusive_fmr)
-        except DiptychError as problem:
-            raise UsageError(
-                f"DIPTYCH_INCONCLUSIVE_FMR can't be {settings.inconclusive_fmr:g}: {problem.detail}"
-            ) from None
-    encoder = Encoder(checkpoint, settings.encoder_threads)
-    metrics = Metrics(encoder.model_id, version("diptych"))
-    pipeline = Pipeline(encoder, settings, metrics)
-    database = Database(settings.sqlite_path)
+    originals = Originals(settings.data_dir, settings.keep_images)
+    database = serving.open_database(settings)
     try:
-        _check_gallery(database, encoder.model_id, settings.checkpoint)
-        yield Resources(
+        current = serving.load(settings.checkpoint, settings, database)
+        serving.check_gallery(database, current.model_id, settings.checkpoint)
+        metrics = Metrics(current.model_id, version("diptych"))
+        resources = Resources(
             settings=settings,
-            description=checkpoint.description,
-            calibration=calibration,
-            encoder=encoder,
-            pipeline=pipeline,
+            pipeline=Pipeline(settings, metrics),
             database=database,
-            index=GalleryIndex(database, encoder.model_id, encoder.embedding_dim),
+            originals=originals,
+            keeper=Keeper(settings, database, originals, current),
             metrics=metrics,
         )
-    finally:
-        pipeline.close()
+    except BaseException:
         database.close()
-
-
-def _check_gallery(database: Database, model_id: str, checkpoint: str) -> None:
-    """Migrate, and refuse a gallery that this checkpoint can't be compared with. Raises `UsageError`."""
-    database.migrate()
+        raise
     try:
-        with database.read() as connection:
-            gallery.check_model(connection, model_id)
-    except ModelMismatch as mismatch:
-        raise UsageError(
-            f"The gallery {database.path} can't be served with the checkpoint {checkpoint!r}: {mismatch.detail} "
-            "Or choose another data directory with DIPTYCH_DATA_DIR and enroll anew."
-        ) from None
-    except StorageUnavailable as problem:
-        raise UsageError(f"The gallery {database.path} can't be read: {problem.__cause__}.") from None
+        yield resources
+    finally:
+        resources.close()
 
 
 def _resources(request: Request) -> Resources:
@@ -109,12 +90,9 @@ async def strict_form(request: Request) -> None:
             raise InvalidRequest(f"`{name}` is empty. Give it a value or leave it out.")
 
 
-def _description(resources: ResourcesDep) -> Description:
-    return resources.description
-
-
-def _calibration(resources: ResourcesDep) -> Calibration:
-    return resources.calibration
+def _serving(resources: ResourcesDep) -> Serving:
+    """One for the whole request: another checkpoint may take its place meanwhile."""
+    return resources.keeper.serving
 
 
 def _pipeline(resources: ResourcesDep) -> Pipeline:
@@ -125,8 +103,8 @@ def _database(resources: ResourcesDep) -> Database:
     return resources.database
 
 
-def _index(resources: ResourcesDep) -> GalleryIndex:
-    return resources.index
+def _originals(resources: ResourcesDep) -> Originals:
+    return resources.originals
 
 
 def _metrics(resources: ResourcesDep) -> Metrics:
@@ -137,10 +115,9 @@ def _settings(resources: ResourcesDep) -> Settings:
     return resources.settings
 
 
-DescriptionDep = Annotated[Description, Depends(_description)]
-CalibrationDep = Annotated[Calibration, Depends(_calibration)]
+ServingDep = Annotated[Serving, Depends(_serving)]
 PipelineDep = Annotated[Pipeline, Depends(_pipeline)]
 DatabaseDep = Annotated[Database, Depends(_database)]
-IndexDep = Annotated[GalleryIndex, Depends(_index)]
+OriginalsDep = Annotated[Originals, Depends(_originals)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 SettingsDep = Annotated[Settings, Depends(_settings)]

@@ -32,9 +32,13 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         with nullcontext(resources) if resources else opened(settings) as current:
-            current.encoder.warm_up()
+            current.keeper.serving.encoder.warm_up()
+            current.keeper.start()
             current.ready = True
-            yield {"resources": current}
+            try:
+                yield {"resources": current}
+            finally:
+                current.close()  # here, since a signal ends the process before `run` returns
 
     # The documentation's scripts come from the package: a service on a closed network has its /docs too.
     app: FastAPI = FastAPIOffline(

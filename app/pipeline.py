@@ -34,40 +34,39 @@ class Pipeline:
     The work has threads of its own, so that the memory which an allocator keeps for each thread is bounded too.
     """
 
-    def __init__(self, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
-        self.encoder = encoder
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="embed")
         self._places = BoundedSemaphore(settings.concurrency + settings.queue_length)
 
-    def embed(self, *uploads: tuple[str, UploadFile]) -> list[Embedded]:
+    def embed(self, encoder: Encoder, *uploads: tuple[str, UploadFile]) -> list[Embedded]:
         """Embeddings of (field, upload) pairs. Raises the first `ImageError`, naming its field."""
-        results = self.embed_each([upload for _, upload in uploads])
+        results = self.embed_each(encoder, [upload for _, upload in uploads])
         for (field, _), result in zip(uploads, results, strict=True):
             if isinstance(result, ImageError):
                 result.extra.setdefault("field", field)
                 raise result
         return [result for result in results if isinstance(result, Embedded)]
 
-    def embed_each(self, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
+    def embed_each(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
         """For each upload its embedding, or what is wrong with it. Raises `Overloaded`."""
-        results = self._in_turn(uploads)
+        results = self._in_turn(encoder, uploads)
         for result in results:
             if isinstance(result, ImageError):
                 self._metrics.refusals.labels(result.code).inc()
         return results
 
-    def _embed_batch(self, uploads: Sequence[UploadFile]) -> Iterator[Embedded | ImageError]:
-        decoded = [self._decode(upload) for upload in uploads]
+    def _embed_batch(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> Iterator[Embedded | ImageError]:
+        decoded = [self._decode(encoder, upload) for upload in uploads]
         images = [image for image in decoded if not isinstance(image, ImageError)]
         embeddings_ND: Iterator[EmbeddingsF32] = iter(())
         if images:
-            embeddings_ND = iter(self.encoder.embed(np.stack([pixels for pixels, _ in images])))
+            embeddings_ND = iter(encoder.embed(np.stack([pixels for pixels, _ in images])))
         for image in decoded:
             yield image if isinstance(image, ImageError) else Embedded(next(embeddings_ND), image[1])
 
-    def _decode(self, upload: UploadFile) -> tuple[ImageU8, str] | ImageError:
+    def _decode(self, encoder: Encoder, upload: UploadFile) -> tuple[ImageU8, str] | ImageError:
         limit = self._settings.max_image_bytes
         try:
             if upload.size is not None and upload.size > limit:
@@ -75,7 +74,7 @@ class Pipeline:
             data = upload.file.read(limit + 1)
             pixels = decode(
                 data,
-                self.encoder.preprocessing,
+                encoder.preprocessing,
                 max_bytes=limit,
                 max_pixels=self._settings.max_image_pixels,
                 refuse_blank=True,
@@ -84,11 +83,11 @@ class Pipeline:
             return problem
         return pixels, hashlib.sha256(data).hexdigest()
 
-    def _in_turn(self, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
+    def _in_turn(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
         if not self._places.acquire(blocking=False):
             raise Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
         try:
-            work = self._workers.submit(self._embed_all, uploads)
+            work = self._workers.submit(self._embed_all, encoder, uploads)
             try:
                 return work.result(self._settings.queue_seconds)
             except TimeoutError:
@@ -98,10 +97,10 @@ class Pipeline:
         finally:
             self._places.release()
 
-    def _embed_all(self, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
+    def _embed_all(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
         results: list[Embedded | ImageError] = []
         for start in range(0, len(uploads), BATCH):
-            results += self._embed_batch(uploads[start : start + BATCH])
+            results += self._embed_batch(encoder, uploads[start : start + BATCH])
         return results
 
     def close(self) -> None:

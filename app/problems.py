@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from app.errors import DiptychError, InvalidRequest, StorageUnavailable, Unavailable
+from app.errors import DiptychError, InvalidRequest, ModelMismatch, StorageUnavailable, Unavailable
 from app.schemas import Problem
 
 log = logging.getLogger("uvicorn.error")
@@ -53,6 +53,8 @@ def _document(
 
 async def _diptych_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, DiptychError)  # noqa: S101  registered for this class alone
+    if isinstance(error, ModelMismatch) and request.state.resources.keeper.followed:
+        error = Unavailable("The gallery is moving to another encoder. Try again in a moment.")
     if error.status >= 500:
         log.error("%s: %s (request %s)", error.code, error, request.scope.get("state", {}).get("request_id"))
     return problem(error, request.scope)

@@ -5,10 +5,10 @@ from typing import Any
 import click
 
 from app import checkpoint as format_1
-from app import gallery
 from app.calibration import Calibration
-from app.database import Database
 from app.errors import InvalidRequest, ModelMismatch, NotSupported, UsageError
+from app.references import references_by_collection
+from app.serving import open_database
 from app.settings import read_settings
 from app.weak_spots import MOST, Spot, WeakSpots, look
 
@@ -19,19 +19,18 @@ SHOWN = 10
 def report_on(target_fmr: float | None, **given: Any) -> list[dict[str, Any]]:
     """Print the weak spots of every collection, and return them. Raises `UsageError` where there is no gallery."""
     settings = read_settings(**given)
-    if not settings.sqlite_path.is_file():
+    if not settings.is_postgresql and not settings.sqlite_path.is_file():
         raise UsageError(f"There is no gallery {settings.sqlite_path}: give its directory with --data-dir.")
     checkpoint = format_1.load(settings.checkpoint)
     try:
         chosen = Calibration(checkpoint).choose(target_fmr=target_fmr)
     except (InvalidRequest, NotSupported) as problem:
         raise UsageError(problem.detail) from None
-    database = Database(settings.sqlite_path)
+    database = open_database(settings)
     documents = []
     try:
-        database.migrate()
         with database.read() as connection:
-            collections = list(gallery.references_by_collection(connection, checkpoint.description.model_id))
+            collections = list(references_by_collection(connection, checkpoint.description.model_id))
     except ModelMismatch as mismatch:
         raise UsageError(f"{mismatch.detail} Give it with --checkpoint.") from None
     finally:

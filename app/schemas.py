@@ -41,25 +41,48 @@ def check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
         raise InvalidMetadata(f"`metadata` is nested deeper than the {METADATA_DEPTH} levels allowed.")
     try:
         # Not every string that JSON can spell is Unicode (lone surrogates), and not every float is JSON.
-        size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
+        text = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+        size = len(text.encode())
     except ValueError as problem:
         raise InvalidMetadata(f"`metadata` holds what JSON cannot carry: {problem}.") from None
+    if "\\u0000" in text:
+        raise InvalidMetadata("`metadata` holds the character NUL, which databases can't carry.")
     if size > MAX_METADATA_BYTES:
         raise InvalidMetadata(f"`metadata` takes {size:,} bytes; at most {MAX_METADATA_BYTES:,} are allowed.")
     return metadata
 
 
-def parse_metadata(text: str | None) -> dict[str, Any]:
+def parse_metadata(text: str | None, field: str = "metadata") -> dict[str, Any]:
     """The JSON object in a form field. Raises `InvalidMetadata`."""
     if text is None:
         return {}
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError) as problem:
-        raise InvalidMetadata(f'`metadata` is not valid JSON ({problem}). Send an object such as {{"a": 1}}.') from None
+        raise InvalidMetadata(f'`{field}` is not valid JSON ({problem}). Send an object such as {{"a": 1}}.') from None
     if not isinstance(parsed, dict):
-        raise InvalidMetadata('`metadata` must be a JSON object such as {"a": 1}.')
+        raise InvalidMetadata(f'`{field}` must be a JSON object such as {{"a": 1}}.')
     return check_metadata(parsed)
+
+
+def parse_filter(text: str | None) -> dict[str, list[Any]] | None:
+    """Metadata keys and the values of which one must match, from the JSON object in a form field.
+
+    Raises `InvalidMetadata`.
+    """
+    if text is None:
+        return None
+    where = {}
+    for key, wanted in parse_metadata(text, "filter").items():
+        values = wanted if isinstance(wanted, list) else [wanted]
+        if not values or not all(isinstance(value, str | bool | int | float) for value in values):
+            raise InvalidMetadata(
+                f"`filter` can't ask for {key[:40]!r} like that: give text, a number, true, false, or a list of these."
+            )
+        if any(isinstance(value, int) and abs(value) >= 2**63 for value in values):
+            raise InvalidMetadata(f"`filter` asks {key[:40]!r} for a number that is too large.")
+        where[key] = values
+    return where
 
 
 Name = Annotated[str, AfterValidator(check_name)]

@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import UsageError
@@ -23,7 +23,14 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     data_dir: Path = Field(Path("data"), description="Directory of the gallery's database.")
     database_url: str | None = Field(
-        None, description="SQLite URL of the gallery's database; by default a file in the data directory."
+        None,
+        repr=False,
+        description="Where the gallery is: postgresql+psycopg://USER:PASSWORD@HOST/DB, or sqlite:///FILE; by default a "
+        "file in the data directory.",
+    )
+    keep_images: str = Field(
+        "no",
+        description="Keep the images of references: `no`, `yes` (in the data directory) or s3://BUCKET/PREFIX.",
     )
     checkpoint: str = Field("default", description="Directory of a checkpoint, or the name of a bundled one.")
     allow_no_keys: bool = Field(
@@ -60,6 +67,18 @@ class Settings(BaseSettings):
         description="Verify answers `inconclusive` between the threshold and that of this larger false-match rate.",
     )
 
+    @field_validator("keep_images")
+    @classmethod
+    def _known_place(cls, value: str) -> str:
+        place = {"0": "no", "false": "no", "": "no", "1": "yes", "true": "yes"}.get(value.lower(), value)
+        if place not in ("no", "yes") and not place.startswith("s3://"):
+            raise ValueError("must be `no`, `yes` or s3://BUCKET/PREFIX")
+        return place
+
+    @property
+    def is_postgresql(self) -> bool:
+        return self.database_url is not None and self.database_url.startswith("postgresql+psycopg://")
+
     @property
     def sqlite_path(self) -> Path:
         """The database file. Raises `UsageError` for another kind of database."""
@@ -67,8 +86,15 @@ class Settings(BaseSettings):
             return self.data_dir / "diptych.db"
         scheme, separator, path = self.database_url.partition(":///")
         if not separator or scheme not in ("sqlite", "sqlite+pysqlite") or path in ("", ":memory:"):
-            raise UsageError("DIPTYCH_DATABASE_URL must be sqlite:///FILE; others are not supported yet.")
+            raise UsageError(
+                "DIPTYCH_DATABASE_URL must be postgresql+psycopg://USER:PASSWORD@HOST/DB or sqlite:///FILE."
+            )
         return Path(path)
+
+    @property
+    def index_dir(self) -> Path:
+        """Where snapshots of the index are, beside the database that they were made of."""
+        return self.sqlite_path.with_name("index")
 
     def check_exposure(self) -> None:
         """Raises `UsageError` where the service would listen beyond loopback without API keys."""
@@ -94,4 +120,5 @@ def read_settings(**given: object) -> Settings:
     except ValidationError as problem:
         first = problem.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
-        raise UsageError(f"DIPTYCH_{name}: {first['msg']} (got {first.get('input')!r}).") from None
+        got = "" if name == "DATABASE_URL" else f" (got {first.get('input')!r})"
+        raise UsageError(f"DIPTYCH_{name}: {first['msg']}{got}.") from None

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
+import sqlalchemy as sa
 from fastapi import APIRouter, Query
 
-from app import gallery
+from app import gallery, references
 from app.dependencies import DatabaseDep
 from app.errors import InvalidRequest
 from app.schemas import (
@@ -31,8 +32,7 @@ def list_collections(database: DatabaseDep) -> dict[str, Any]:
 @router.delete("/{collection}", status_code=204)
 def delete_collection(database: DatabaseDep, collection: CollectionPath) -> None:
     """Deletes a collection with everything in it. No search finds it from then on."""
-    with database.write() as connection:
-        gallery.delete_collection(connection, collection)
+    database.write(lambda connection: gallery.delete_collection(connection, collection))
 
 
 @router.get("/{collection}/identities", response_model=IdentitiesAnswer)
@@ -62,16 +62,18 @@ def change_identity(
     """Renames an identity, merges into its metadata (null removes a key), or both."""
     if change.identity is None and change.metadata is None:
         raise InvalidRequest("Give `identity` (a new name), `metadata` (an object to merge), or both.")
-    with database.write() as connection:
+
+    def work(connection: sa.Connection) -> dict[str, Any]:
         gallery.change_identity(connection, collection, identity, change.identity, change.metadata)
         return gallery.get_identity(connection, collection, change.identity or identity)
+
+    return database.write(work)
 
 
 @router.delete(IDENTITY, status_code=204)
 def delete_identity(database: DatabaseDep, collection: CollectionPath, identity: IdentityPath) -> None:
     """Deletes an identity with all its references."""
-    with database.write() as connection:
-        gallery.delete_identity(connection, collection, identity)
+    database.write(lambda connection: gallery.delete_identity(connection, collection, identity))
 
 
 @router.delete(IDENTITY + "/references/{reference_id}", status_code=204)
@@ -79,5 +81,4 @@ def delete_reference(
     database: DatabaseDep, collection: CollectionPath, identity: IdentityPath, reference_id: str
 ) -> None:
     """Deletes one reference; its identity stays, if need be without any."""
-    with database.write() as connection:
-        gallery.delete_reference(connection, collection, identity, reference_id)
+    database.write(lambda connection: references.delete_reference(connection, collection, identity, reference_id))

@@ -4,12 +4,15 @@ import hashlib
 import json
 from typing import Annotated, Any
 
+import sqlalchemy as sa
 from fastapi import APIRouter, Depends, File, Form, Header, UploadFile
 
-from app import gallery, idempotency
-from app.dependencies import DatabaseDep, DescriptionDep, PipelineDep, SettingsDep, strict_form
+from app import idempotency
+from app.dependencies import DatabaseDep, OriginalsDep, PipelineDep, ServingDep, SettingsDep, strict_form
 from app.errors import ImageError, NothingEnrolled, TooManyImages
-from app.gallery import NewReference
+from app.originals import Originals
+from app.references import NewReference
+from app.references import enroll as gallery_enroll
 from app.schemas import CollectionForm, EnrollAnswer, IdentityForm, parse_metadata
 
 router = APIRouter(tags=["gallery"], dependencies=[Depends(strict_form)])
@@ -21,7 +24,8 @@ FILENAME_LENGTH = 255
 def enroll(
     pipeline: PipelineDep,
     database: DatabaseDep,
-    description: DescriptionDep,
+    serving: ServingDep,
+    originals: OriginalsDep,
     settings: SettingsDep,
     identity: IdentityForm,
     images: Annotated[list[UploadFile], File(description="One image or more of the identity.")],
@@ -52,23 +56,23 @@ def enroll(
 
     accepted: list[NewReference] = []
     rejected: list[dict[str, str]] = []
-    for upload, result in zip(images, pipeline.embed_each(images), strict=True):
+    for upload, result in zip(images, pipeline.embed_each(serving.encoder, images), strict=True):
         name = _filename(upload)
         if isinstance(result, ImageError):
             rejected.append({"filename": name, "code": result.code, "detail": result.detail})
         else:
-            accepted.append(NewReference(name, result.sha256, result.embedding_D))
+            accepted.append(NewReference(name, result.sha256, result.embedding_D, _keep(originals, upload)))
     if not accepted:
         reasons = "; ".join(f"{entry['filename']}: {entry['detail']}" for entry in rejected[:3])
         raise NothingEnrolled(f"No image could be used, so nothing was enrolled. {reasons}", rejected=rejected)
 
-    with database.write() as connection:
+    def work(connection: sa.Connection) -> dict[str, Any]:
         if idempotency_key is not None:
             # Again, now alone: the same request may have come twice at once.
-            answer = idempotency.recall(connection, idempotency_key, fingerprint)
-            if answer is not None:
-                return answer
-        references = gallery.enroll(connection, collection, identity, about, accepted, description.model_id)
+            before = idempotency.recall(connection, idempotency_key, fingerprint)
+            if before is not None:
+                return before
+        references = gallery_enroll(connection, collection, identity, about, accepted, serving.loaded)
         answer = {
             "collection": collection,
             "identity": identity,
@@ -77,7 +81,16 @@ def enroll(
         }
         if idempotency_key is not None:
             idempotency.remember(connection, idempotency_key, fingerprint, answer)
-    return answer
+        return answer
+
+    return database.write(work)
+
+
+def _keep(originals: Originals, upload: UploadFile) -> str | None:
+    if not originals.keeps:
+        return None
+    upload.file.seek(0)
+    return originals.keep(upload.file.read())
 
 
 def _filename(upload: UploadFile) -> str:

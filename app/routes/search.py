@@ -4,37 +4,32 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 
-from app import gallery
-from app.dependencies import (
-    CalibrationDep,
-    DatabaseDep,
-    DescriptionDep,
-    IndexDep,
-    MetricsDep,
-    PipelineDep,
-    strict_form,
-)
+from app import gallery, models
+from app.dependencies import DatabaseDep, MetricsDep, PipelineDep, ServingDep, strict_form
 from app.errors import ConflictingFields
 from app.matching import decide
-from app.schemas import CollectionForm, Match, SearchAnswer, ThresholdForm
+from app.nearest import find
+from app.schemas import CollectionForm, Match, SearchAnswer, ThresholdForm, parse_filter
 
 router = APIRouter(tags=["gallery"], dependencies=[Depends(strict_form)])
-
-# A reference found may be deleted before its name is read; the search is then repeated.
-ATTEMPTS = 5
 
 
 @router.post("/search", response_model=SearchAnswer, form_limits={"max_files": 4, "max_fields": 16})
 def search(
+    serving: ServingDep,
     pipeline: PipelineDep,
-    index: IndexDep,
     database: DatabaseDep,
-    description: DescriptionDep,
-    calibration: CalibrationDep,
     metrics: MetricsDep,
     image: Annotated[UploadFile, File(description="The probe.")],
     collection: CollectionForm = "default",
     top_k: Annotated[int, Form(ge=1, le=1000, description="How many identities to answer.")] = 5,
+    filter: Annotated[
+        str | None,
+        Form(
+            description="Search only identities with this metadata: a JSON object of values, or of lists of values of "
+            'which one must match, such as {"script": ["Tibetan", "Kannada"], "year": 2015}.'
+        ),
+    ] = None,
     threshold: ThresholdForm = None,
     target_fpir: Annotated[
         float | None,
@@ -53,17 +48,17 @@ def search(
     """
     if threshold is not None and target_fpir is not None:
         raise ConflictingFields("Give `threshold` or `target_fpir`, not both.")
+    where = parse_filter(filter)
+    with database.read() as connection:  # before decoding: an unknown name costs nothing to refuse
+        gallery.collection_key(connection, collection)
+        models.key_of(connection, serving.model_id)
+    (probe,) = pipeline.embed(serving.encoder, ("image", image))
     with database.read() as connection:
         key = gallery.collection_key(connection, collection)
-        gallery.check_model(connection, description.model_id)
-    (probe,) = pipeline.embed(("image", image))
-    for attempt in range(ATTEMPTS):
-        hits = index.search(key, probe.embedding_D, top_k)
-        with database.read() as connection:
-            about = gallery.describe(connection, [hit.reference_key for hit in hits])
-            if len(about) == len(hits) or attempt == ATTEMPTS - 1:
-                gallery_size, references = gallery.searched(connection, key)
-                break
+        model_key = models.key_of(connection, serving.model_id)
+        hits = find(connection, serving.proposer, model_key, key, probe.embedding_D, top_k, where)
+        gallery_size, references = gallery.searched(connection, key, where)
+    calibration = serving.calibration
     each = -(-references // max(1, gallery_size))  # references of an identity, rounded up
     if target_fpir is None:
         chosen = calibration.choose(max(1, each), threshold=threshold)
@@ -71,9 +66,14 @@ def search(
         chosen = calibration.threshold_for_search(target_fpir, gallery_size, each)
     fpir, false_matches = calibration.search_rates(chosen.value, gallery_size, each)
     matches = [
-        Match(distance=hit.distance, verdict=decide(hit.distance, chosen.value), **about[hit.reference_key])
+        Match(
+            identity=hit.identity,
+            distance=hit.distance,
+            verdict=decide(hit.distance, chosen.value),
+            reference_id=hit.reference_id,
+            metadata=hit.metadata,
+        )
         for hit in hits
-        if hit.reference_key in about
     ]
     found = matches[0].identity if matches and matches[0].verdict == "similar" else None
     metrics.verdicts.labels("similar" if found is not None else "dissimilar").inc()
@@ -87,6 +87,6 @@ def search(
         target_fpir=target_fpir,
         fpir=fpir,
         expected_false_matches=false_matches,
-        model_id=description.model_id,
-        calibration_id=description.calibration_id,
+        model_id=serving.model_id,
+        calibration_id=serving.description.calibration_id,
     )

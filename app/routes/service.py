@@ -5,7 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
-from app.dependencies import DescriptionDep, MetricsDep, ResourcesDep
+from app import models
+from app.dependencies import MetricsDep, ResourcesDep, ServingDep
 from app.errors import Unavailable
 from app.schemas import CheckpointAnswer, Health
 
@@ -13,9 +14,9 @@ router = APIRouter(tags=["service"])
 
 
 @router.get("/checkpoint", response_model=CheckpointAnswer)
-def checkpoint(description: DescriptionDep) -> dict[str, Any]:
+def checkpoint(serving: ServingDep) -> dict[str, Any]:
     """What is loaded and how well it measured."""
-    return description.model_dump()
+    return serving.description.model_dump()
 
 
 @router.get("/healthz", response_model=Health)
@@ -26,11 +27,16 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Health)
 def readyz(resources: ResourcesDep) -> Health:
-    """A warm-up embedding has run and the gallery can be read; 503 otherwise."""
+    """A warm-up embedding has run and the gallery can be read and written; otherwise 503, and what is wrong."""
     if not resources.ready:
         raise Unavailable("The encoder is warming up.")
-    with resources.database.read():
-        return Health(status="ready")
+    for trouble in (resources.database.trouble, resources.keeper.stranded):
+        if trouble is not None:
+            raise type(trouble)(trouble.detail)
+    with resources.database.read() as connection:
+        models.active(connection)
+    resources.database.is_writable()
+    return Health(status="ready")
 
 
 @router.get("/metrics", response_class=Response)

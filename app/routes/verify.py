@@ -4,19 +4,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 
-from app import gallery
 from app.calibration import probability
 from app.dependencies import (
-    CalibrationDep,
     DatabaseDep,
-    DescriptionDep,
     MetricsDep,
     PipelineDep,
+    ServingDep,
     SettingsDep,
     strict_form,
 )
 from app.errors import ConflictingFields, InvalidRequest
 from app.matching import decide, distance, distances
+from app.references import references_of
 from app.schemas import ClaimForm, CollectionForm, EmbedAnswer, ThresholdForm, VerifyAnswer
 
 router = APIRouter(tags=["verification"], dependencies=[Depends(strict_form)])
@@ -26,8 +25,7 @@ IMAGE = "JPEG, PNG, WebP, GIF, BMP or TIFF; bytes decide, not the name."
 
 @router.post("/verify", response_model=VerifyAnswer, form_limits={"max_files": 4, "max_fields": 16})
 def verify(
-    description: DescriptionDep,
-    calibration: CalibrationDep,
+    serving: ServingDep,
     settings: SettingsDep,
     pipeline: PipelineDep,
     database: DatabaseDep,
@@ -57,17 +55,18 @@ def verify(
     """
     if threshold is not None and target_fmr is not None:
         raise ConflictingFields("Give `threshold` or `target_fmr`, not both.")
+    description, calibration = serving.description, serving.calibration
     reference_id, compared = None, 1
     if image_b is not None and identity is not None:
         raise ConflictingFields("Give `image_b` to compare two images, or `identity` to test a claim, not both.")
     if image_b is not None:
-        first, second = pipeline.embed(("image_a", image_a), ("image_b", image_b))
+        first, second = pipeline.embed(serving.encoder, ("image_a", image_a), ("image_b", image_b))
         apart = distance(first.embedding_D, second.embedding_D)
     elif identity is not None:
         # Before decoding: an unknown name costs nothing to refuse.
         with database.read() as connection:
-            stored = gallery.references_of(connection, collection, identity, description.model_id)
-        (probe,) = pipeline.embed(("image_a", image_a))
+            stored = references_of(connection, collection, identity, serving.model_id)
+        (probe,) = pipeline.embed(serving.encoder, ("image_a", image_a))
         to_each = distances(probe.embedding_D, stored.embeddings_RD)
         nearest, compared = int(to_each.argmin()), len(to_each)
         apart, reference_id = float(to_each[nearest]), stored.reference_ids[nearest]
@@ -91,7 +90,7 @@ def verify(
         threshold_source=chosen.source,
         inconclusive_to=inconclusive_to,
         margin=description.margin,
-        model_id=description.model_id,
+        model_id=serving.model_id,
         calibration_id=description.calibration_id,
         target_fmr=chosen.point.target_fmr if chosen.point else None,
         fmr=said.fmr,
@@ -110,9 +109,9 @@ def verify(
 @router.post("/embed", response_model=EmbedAnswer, form_limits={"max_files": 4, "max_fields": 16})
 def embed(
     pipeline: PipelineDep,
-    description: DescriptionDep,
+    serving: ServingDep,
     image: Annotated[UploadFile, File(description=IMAGE)],
 ) -> EmbedAnswer:
     """The unit embedding of one image."""
-    (embedded,) = pipeline.embed(("image", image))
-    return EmbedAnswer(embedding=embedded.embedding_D.tolist(), model_id=description.model_id)
+    (embedded,) = pipeline.embed(serving.encoder, ("image", image))
+    return EmbedAnswer(embedding=embedded.embedding_D.tolist(), model_id=serving.model_id)

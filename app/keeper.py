@@ -1,0 +1,151 @@
+"""What has to be done now and then while the service lives, in a thread of its own."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from app import gallery, models, serving
+from app.database import Database
+from app.errors import DiptychError, GalleryDamaged, StorageUnavailable, Unavailable
+from app.nearest import ByFaiss
+from app.originals import Originals
+from app.serving import Serving
+from app.settings import Settings
+from app.sqlite import SQLite
+from app.tables import change
+
+log = logging.getLogger("uvicorn.error")
+
+TICK_SECONDS = 1.0
+STOP_SECONDS = 3.0
+ORPHANS_EVERY_SECONDS = 3600.0
+# Changes that a cache may be behind before it has to start from the truth, and how many are deleted at a time.
+CHANGES_KEPT, CHANGES_CHUNK = 500_000, 20_000
+
+
+class Keeper:
+    """Keeps caches warm, deletes what is left over, follows the gallery to another encoder, and notices recovery."""
+
+    def __init__(self, settings: Settings, database: Database, originals: Originals, current: Serving) -> None:
+        self.serving = current
+        # Why this process can't answer, beyond what the database says itself.
+        self.stranded: Unavailable | None = None
+        # Whether the gallery has been this encoder's: if it moves to another, this process follows.
+        self.followed = False
+        self._settings = settings
+        self._database = database
+        self._originals = originals
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._orphans_at = 0.0
+        self._said: dict[str, str] = {}
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, and leave snapshots for the next start."""
+        if self._thread.ident is None or self._stop.is_set():
+            return
+        self._stop.set()
+        self._thread.join(STOP_SECONDS)
+        if not self._thread.is_alive():  # else it is building an index, and the next start builds it
+            self._quietly("index", lambda: self._tend(closing=True))
+
+    def _run(self) -> None:
+        checked = not isinstance(self._database, SQLite)
+        while not self._stop.is_set():
+            for name, task in (
+                ("database", self._recover),
+                ("encoder", self._follow),
+                ("index", self._tend),
+                ("collections", self._purge),
+                ("originals", self._sweep),
+                ("changes", self._prune),
+            ):
+                if not self._stop.is_set():
+                    self._quietly(name, task)
+            if not checked and isinstance(self._database, SQLite) and not self._stop.is_set():
+                self._quietly("check", self._database.check)  # last: it reads the whole file
+                checked = True
+            self._stop.wait(TICK_SECONDS)
+
+    def _quietly(self, name: str, task: Callable[[], None]) -> None:
+        """A task that fails is tried again; it is logged when what is wrong with it changes."""
+        try:
+            task()
+            said = ""
+        except DiptychError as problem:
+            said = f"{problem.code}: {problem.detail}"
+        except Exception as problem:
+            said = repr(problem)
+            if self._said.get(name) != said:
+                log.exception("housekeeping (%s) failed, and will be tried again", name)
+        if said != self._said.get(name, ""):
+            log.warning("housekeeping (%s): %s", name, said or "works again")
+        self._said[name] = said
+
+    def _recover(self) -> None:
+        """Where writing failed, see whether it works again."""
+        if self._database.trouble is not None and not isinstance(self._database.trouble, GalleryDamaged):
+            self._database.reconnect()
+            self._database.write(
+                lambda connection: connection.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
+            )
+
+    def _follow(self) -> None:
+        """If the gallery was moved to another encoder, load that one and answer with it from then on."""
+        with self._database.read() as connection:
+            active = models.active(connection)
+            if active is None or active.model_id == self.serving.model_id:
+                self.followed, self.stranded = active is not None, None
+                return
+        if not self.followed:
+            return  # the gallery never was this encoder's, so it did not move away from it
+        try:
+            found = serving.load(active.checkpoint, self._settings, self._database)
+            if found.model_id != active.model_id:
+                raise StorageUnavailable(f"{active.checkpoint} holds another model, {found.model_id}.")
+        except (DiptychError, OSError) as problem:
+            self.stranded = Unavailable(
+                f"The gallery has moved to model {active.model_id} ({active.checkpoint}), which can't be loaded here: "
+                f"{problem} Start with DIPTYCH_CHECKPOINT set to it."
+            )
+            raise self.stranded from None
+        found.encoder.warm_up()
+        self.serving, self.stranded = found, None
+        log.info("the gallery has moved to model %s; answering with it", active.model_id)
+
+    def _tend(self, *, closing: bool = False) -> None:
+        proposer = self.serving.proposer
+        if isinstance(proposer, ByFaiss):
+            with self._database.read() as connection:
+                active = models.active(connection)
+            if active is not None and active.model_id == self.serving.model_id:
+                proposer.index.tend(active.key, closing=closing)
+
+    def _purge(self) -> None:
+        with self._database.read() as connection:
+            deleted = gallery.has_deleted(connection)
+        while deleted and not self._stop.wait(0.01):  # let others have their turn
+            deleted = self._database.write(gallery.purge)
+
+    def _sweep(self) -> None:
+        self._originals.sweep(self._database)
+        if time.monotonic() >= self._orphans_at:
+            self._originals.sweep_orphans(self._database)
+            self._orphans_at = time.monotonic() + ORPHANS_EVERY_SECONDS
+
+    def _prune(self) -> None:
+        if not isinstance(self._database, SQLite):
+            return
+        with self._database.read() as connection:
+            first, last = connection.execute(
+                sa.select(sa.func.min(change.c.sequence), sa.func.max(change.c.sequence))
+            ).one()
+        if last - first > CHANGES_KEPT + CHANGES_CHUNK:
+            old = sa.delete(change).where(change.c.sequence < min(first + CHANGES_CHUNK, last - CHANGES_KEPT))
+            self._database.write(lambda connection: connection.execute(old))

@@ -1,0 +1,90 @@
+"""What answers: a checkpoint with its encoder, its calibration, and what finds its embeddings. Replaced as one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from app import checkpoint as format_1
+from app import models
+from app.calibration import Calibration
+from app.checkpoint import Description
+from app.database import Database
+from app.encoder import Encoder
+from app.errors import DiptychError, ModelMismatch, StorageUnavailable, UsageError
+from app.index import GalleryIndex
+from app.models import Loaded
+from app.nearest import ByFaiss, ByPgvector, Proposer
+from app.postgres import PostgreSQL
+from app.settings import Settings
+from app.sqlite import SQLite
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One checkpoint, ready to answer."""
+
+    description: Description
+    calibration: Calibration
+    encoder: Encoder
+    proposer: Proposer
+    loaded: Loaded
+
+    @property
+    def model_id(self) -> str:
+        return self.description.model_id
+
+
+def open_database(settings: Settings) -> Database:
+    """The gallery's database, migrated. Raises `UsageError` where it can't be opened."""
+    if settings.is_postgresql:
+        database: Database = PostgreSQL(settings.database_url or "")
+    else:
+        database = SQLite(settings.sqlite_path)
+    try:
+        database.migrate()
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def load(name: str, settings: Settings, database: Database) -> Serving:
+    """Load a checkpoint, by directory or bundled name. Raises `UsageError` for what the operator has to mend."""
+    checkpoint = format_1.load(name)
+    calibration = Calibration(checkpoint)
+    if settings.inconclusive_fmr is not None:
+        try:
+            calibration.band(calibration.choose(), settings.inconclusive_fmr)
+        except DiptychError as problem:
+            raise UsageError(
+                f"DIPTYCH_INCONCLUSIVE_FMR can't be {settings.inconclusive_fmr:g}: {problem.detail}"
+            ) from None
+    encoder = Encoder(checkpoint, settings.encoder_threads)
+    where = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return Serving(
+        description=checkpoint.description,
+        calibration=calibration,
+        encoder=encoder,
+        proposer=_proposer(database, settings, encoder),
+        loaded=Loaded(encoder.model_id, encoder.embedding_dim, where),
+    )
+
+
+def _proposer(database: Database, settings: Settings, encoder: Encoder) -> Proposer:
+    if isinstance(database, SQLite):
+        return ByFaiss(GalleryIndex(database, encoder.model_id, encoder.embedding_dim, settings.index_dir))
+    assert isinstance(database, PostgreSQL)  # noqa: S101  there are two
+    return ByPgvector(database.flavour, encoder.embedding_dim)
+
+
+def check_gallery(database: Database, model_id: str, checkpoint: str) -> None:
+    """Refuse a gallery that this checkpoint can't be compared with. Raises `UsageError`."""
+    try:
+        with database.read() as connection:
+            models.key_of(connection, model_id)
+    except ModelMismatch as mismatch:
+        raise UsageError(
+            f"The gallery {database.where} can't be served with the checkpoint {checkpoint!r}: {mismatch.detail} "
+            "Or choose another data directory with DIPTYCH_DATA_DIR and enroll anew."
+        ) from None
+    except StorageUnavailable as problem:
+        raise UsageError(f"The gallery {database.where} can't be read: {problem.detail}") from None
