@@ -10,6 +10,7 @@ from typing import Any
 import click
 from PIL import Image
 
+from app import commands
 from app.errors import DiptychError, UsageError
 
 
@@ -36,7 +37,9 @@ def cli() -> None:
     diptych train photos/ --output runs/mine     an encoder for your own images
     diptych evaluate runs/mine --data others/    how often it errs on images it never saw
     diptych serve --checkpoint runs/mine         the service, with yours
+    diptych import photos/                       a whole folder tree into the gallery
     diptych report                               weak spots of what is enrolled
+    diptych backup backups/today                 the gallery, while it is in use
     """
 
 
@@ -72,6 +75,10 @@ def report(target_fmr: float | None, output: Path | None, **options: Any) -> Non
     if output is not None:
         output.write_text(json.dumps(documents, indent=2) + "\n")
         click.echo(f"more in {output}")
+
+
+for command in (commands.import_, commands.export, commands.backup, commands.restore, commands.migrate):
+    cli.add_command(command)
 
 
 def main() -> None:

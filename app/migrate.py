@@ -1,0 +1,187 @@
+"""`diptych migrate`: the gallery to another encoder, while the old one answers.
+
+The new embeddings grow beside the old ones; when all are there, one transaction makes the new encoder the gallery's,
+and services load it. Interrupted, the same command goes on. The old embeddings stay, so the way back is the same
+command with the old checkpoint, and short.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+from tqdm import tqdm
+
+from app import gallery, models
+from app.bulk import embed_all
+from app.database import Database
+from app.encoder import Encoder
+from app.errors import MigrationBlocked, UsageError
+from app.matching import EmbeddingsF32
+from app.models import Loaded
+from app.originals import Originals
+from app.references import add_embeddings
+from app.tables import collection, embedding, identity, model, reference
+
+AT_ONCE = 512
+# So few may be embedded inside the transaction that switches: others wait for it.
+LAST = 256
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A reference without an embedding of the new encoder."""
+
+    key: int
+    reference_id: str
+    original_id: str | None
+    image_sha256: str
+    where: str
+
+
+class Migration:
+    """Of one gallery to one encoder. Images come from those kept, or by their sha256 from `folder`."""
+
+    def __init__(
+        self, database: Database, originals: Originals, encoder: Encoder, loaded: Loaded, folder: Path | None
+    ) -> None:
+        self._database = database
+        self._originals = originals
+        self._encoder = encoder
+        self._loaded = loaded
+        self._folder = _by_hash(folder) if folder is not None else {}
+
+    def run(self, *, progress: bool) -> int:
+        """Embed what is missing, then switch; how many were embedded.
+
+        Raises `MigrationBlocked` naming the references whose images are nowhere to be found or can't be used: nothing
+        is switched then. Raises `UsageError` where there is nothing to migrate.
+        """
+        with self._database.read() as connection:
+            active = models.active(connection)
+            if active is None or not models.has_embeddings(connection, active.key):
+                raise UsageError("Nothing is enrolled, so there is nothing to migrate: serve the checkpoint.")
+            if active.model_id == self._loaded.model_id:
+                raise UsageError(f"The gallery belongs to model {active.model_id} already.")
+        key = self._database.write(lambda connection: models.register(connection, self._loaded))
+        missing = self._missing(key)
+        self._check(missing)
+        done = 0
+        with tqdm(total=len(missing), desc="embedding", unit="image", disable=not progress) as bar:
+            while True:
+                last = self._database.write(lambda connection: self._switch(connection, key))
+                if last is not None:
+                    bar.update(last)
+                    return done + last
+                for start in range(0, len(missing), AT_ONCE):
+                    some = missing[start : start + AT_ONCE]
+                    found = self._embeddings(some)
+                    self._database.write(lambda c, found=found: add_embeddings(c, key, found))  # type: ignore[misc]
+                    done += len(some)
+                    bar.update(len(some))
+                missing = self._missing(key)
+                bar.total = done + len(missing)
+
+    def _missing(self, key: int) -> list[Missing]:
+        with self._database.read() as connection:
+            return list(_missing(connection, key))
+
+    def _switch(self, connection: sa.Connection, key: int) -> int | None:
+        """How many were embedded just before; None if that would take too long."""
+        models.lock(connection)
+        last = list(_missing(connection, key, LAST + 1))
+        if len(last) > LAST:
+            return None
+        add_embeddings(connection, key, self._embeddings(last))
+        models.activate(connection, key)
+        return len(last)
+
+    def _check(self, missing: Sequence[Missing]) -> None:
+        """Raises `MigrationBlocked` before anything is embedded if images are nowhere."""
+        lost = [one for one in missing if one.original_id is None and one.image_sha256 not in self._folder]
+        if lost:
+            raise MigrationBlocked(
+                f"{len(lost):,} of {len(missing):,} references have no kept image, and an embedding can't be made "
+                f"from an embedding: {_named(lost)}. Give a folder with the original files by --images DIR (they are "
+                "known by their bytes), or enroll these anew and delete them."
+            )
+
+    def _embeddings(self, some: Sequence[Missing]) -> dict[str, EmbeddingsF32]:
+        items = list(embed_all(self._encoder, ((one, self._reader(one)) for one in some)))
+        bad = [item for item in items if item.problem is not None or item.sha256 != item.key.image_sha256]
+        if bad:
+            reasons = "; ".join(
+                f"{item.key.where}: {item.problem.detail if item.problem else 'not the image that was enrolled'}"
+                for item in bad[:SHOWN]
+            )
+            raise MigrationBlocked(
+                f"{len(bad):,} kept images can't be used: {reasons}. Delete these references, or enroll them anew."
+            )
+        return {item.key.reference_id: item.embedding_D for item in items if item.embedding_D is not None}
+
+    def _reader(self, one: Missing) -> Callable[[], bytes]:
+        def read() -> bytes:
+            kept = None if one.original_id is None else self._originals.get(one.original_id)
+            if kept is not None:
+                return kept
+            if one.image_sha256 in self._folder:
+                return self._folder[one.image_sha256].read_bytes()
+            raise FileNotFoundError(2, "the kept image is gone")
+
+        return read
+
+
+def forget_others(database: Database) -> int:
+    """Delete the embeddings of encoders that are not the gallery's; how many."""
+    gone = 0
+    while True:
+        with database.read() as connection:
+            others = sa.select(model.c.key).where(~model.c.active)
+            keys = connection.scalars(
+                sa.select(embedding.c.key).where(embedding.c.model_key.in_(others)).limit(20_000)
+            ).all()
+        if not keys:
+            break
+        some = sa.delete(embedding).where(embedding.c.key.in_(keys))
+        database.write(lambda connection, some=some: connection.execute(some))  # type: ignore[misc]
+        gone += len(keys)
+    database.write(lambda connection: connection.execute(sa.delete(model).where(~model.c.active)))
+    return gone
+
+
+def _missing(connection: sa.Connection, model_key: int, limit: int | None = None) -> Iterator[Missing]:
+    has = sa.exists().where(embedding.c.reference_key == reference.c.key, embedding.c.model_key == model_key)
+    rows = connection.execute(
+        sa.select(
+            reference.c.key,
+            reference.c.reference_id,
+            reference.c.original_id,
+            reference.c.image_sha256,
+            collection.c.name.label("collection"),
+            identity.c.name,
+        )
+        .join(identity, identity.c.key == reference.c.identity_key)
+        .join(collection, collection.c.key == reference.c.collection_key)
+        .where(~has, gallery.LIVE)
+        .order_by(reference.c.key)
+        .limit(limit)
+    )
+    for row in rows:
+        where = f"{row.collection}/{row.name}/{row.reference_id}"
+        yield Missing(row.key, row.reference_id, row.original_id, row.image_sha256, where)
+
+
+def _by_hash(folder: Path) -> dict[str, Path]:
+    found = {}
+    for path in tqdm(sorted(folder.rglob("*")), desc="hashing", unit="file", disable=None):
+        if path.is_file():
+            with path.open("rb") as file:
+                found[hashlib.file_digest(file, "sha256").hexdigest()] = path
+    return found
+
+
+def _named(some: Sequence[Missing]) -> str:
+    more = f" and {len(some) - SHOWN:,} more" if len(some) > SHOWN else ""
+    return ", ".join(one.where for one in some[:SHOWN]) + more
