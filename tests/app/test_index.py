@@ -1,20 +1,29 @@
-"""The FAISS cache: never behind the database, never ahead of it, exact in what it answers."""
+"""The nearest in the gallery, by FAISS and by pgvector: never behind the database, never ahead of it, exact."""
 
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import gallery
+from app import gallery, models, nearest, references, snapshots, vectors
 from app.database import Database
-from app.gallery import NewReference
 from app.index import GalleryIndex
 from app.matching import distances
+from app.models import Loaded
+from app.nearest import ByFaiss, ByPgvector, Proposer
+from app.postgres import PostgreSQL
+from app.references import NewReference
+from app.sqlite import SQLite
+from app.tables import embedding
 
 DIM = 8
 MODEL = "model"
+LOADED = Loaded(MODEL, DIM, "")
 
 
 def unit(rng: np.random.Generator) -> np.ndarray:
@@ -22,23 +31,37 @@ def unit(rng: np.random.Generator) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def brute_force(database: Database, key: int, probe: np.ndarray) -> list[tuple[str, float]]:
+def proposer(database: Database, directory: Path, model_id: str = MODEL) -> Proposer:
+    if isinstance(database, PostgreSQL):
+        return ByPgvector(database.flavour, DIM)
+    assert isinstance(database, SQLite)
+    return ByFaiss(GalleryIndex(database, model_id, DIM, directory))
+
+
+def enroll(database: Database, identity: str, embeddings: list[np.ndarray], **metadata: object) -> None:
+    images = [NewReference("f", embedding.tobytes().hex(), embedding) for embedding in embeddings]
+    database.write(lambda c: references.enroll(c, "c", identity, metadata, images, LOADED))
+
+
+def brute_force(database: Database, probe: np.ndarray) -> list[tuple[str, float]]:
     """Each identity's nearest reference, by reading all of the database."""
-    nearest: dict[str, float] = {}
+    found: dict[str, float] = {}
     with database.read() as connection:
-        identities, _ = gallery.list_identities(connection, "c", 1000, None)
-        for entry in identities:
-            if entry["references"]:
-                stored = gallery.references_of(connection, "c", entry["identity"], MODEL)
-                nearest[entry["identity"]] = float(distances(probe, stored.embeddings_RD).min())
-    return sorted(nearest.items(), key=lambda item: item[1])
+        for enrolled in references.references_by_collection(connection, MODEL):
+            away = distances(probe, np.stack([one.embedding_D for one in enrolled]))
+            for one, distance in zip(enrolled, away.tolist(), strict=True):
+                found[one.identity] = min(distance, found.get(one.identity, 2.0))
+    return sorted(found.items(), key=lambda item: item[1])
 
 
-def search(index: GalleryIndex, database: Database, key: int, probe: np.ndarray, k: int) -> list[tuple[str, float]]:
-    hits = index.search(key, probe, k)
+def search(
+    proposer: Proposer, database: Database, probe: np.ndarray, k: int, where: gallery.Filter | None = None
+) -> list[tuple[str, float]]:
     with database.read() as connection:
-        about = gallery.describe(connection, [hit.reference_key for hit in hits])
-    return [(about[hit.reference_key]["identity"], hit.distance) for hit in hits]
+        key = gallery.collection_key(connection, "c")
+        model_key = models.key_of(connection, MODEL)
+        hits = nearest.find(connection, proposer, model_key, key, probe, k, where)
+    return [(hit.identity, hit.distance) for hit in hits]
 
 
 # What may happen to a gallery: enroll into one of five identities, or delete one, or all.
@@ -57,55 +80,266 @@ def test_any_history_searches_like_brute_force_in_every_process(
     """Two caches over one database, one asked after every step and one now and then, agree with reading it all."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as directory:
-        database = Database(Path(directory) / "gallery.db")
+        database = SQLite(Path(directory) / "gallery.db")
         database.migrate()
-        eager, lazy = (GalleryIndex(database, MODEL, DIM) for _ in range(2))
-        serial = 0
+        eager, lazy = (proposer(database, Path(directory) / "index") for _ in range(2))
         for (action, number, count), ask_lazy in history:
-            with database.write() as connection:
-                gallery.enroll(connection, "c", "empty", {}, [], MODEL)
-                if action == "enroll":
-                    images = [NewReference("f", f"{serial + n}", unit(rng)) for n in range(count)]
-                    serial += count
-                    gallery.enroll(connection, "c", f"i{number}", {}, images, MODEL)
-                elif action == "delete":
-                    gallery.enroll(connection, "c", f"i{number}", {}, [], MODEL)
-                    gallery.delete_identity(connection, "c", f"i{number}")
-                else:
-                    gallery.delete_collection(connection, "c")
-                    gallery.enroll(connection, "c", "empty", {}, [], MODEL)
-                key = gallery.collection_key(connection, "c")
+            enroll(database, "empty", [])
+            if action == "enroll":
+                enroll(database, f"i{number}", [unit(rng) for _ in range(count)])
+            elif action == "delete":
+                enroll(database, f"i{number}", [])
+                database.write(lambda c, name=f"i{number}": gallery.delete_identity(c, "c", name))
+            else:
+                database.write(lambda c: gallery.delete_collection(c, "c"))
+                enroll(database, "empty", [])
             probe = unit(rng)
-            expected = brute_force(database, key, probe)
-            for index in (eager, lazy) if ask_lazy else (eager,):
-                assert search(index, database, key, probe, 3) == expected[:3]
+            expected = brute_force(database, probe)
+            for one in (eager, lazy) if ask_lazy else (eager,):
+                assert search(one, database, probe, 3) == expected[:3]
         database.close()
 
 
-def test_an_identity_with_many_references_does_not_crowd_out_the_others(tmp_path: Path) -> None:
+def test_a_long_history_searches_like_brute_force(database: Database, tmp_path: Path) -> None:
+    """On either database: enrolled, deleted and enrolled anew."""
+    rng = np.random.default_rng(1)
+    one = proposer(database, tmp_path / "index")
+    for turn in range(30):
+        enroll(database, f"i{rng.integers(12)}", [unit(rng) for _ in range(rng.integers(1, 6))])
+        if turn % 4 == 3:
+            with database.read() as connection:
+                entries, _ = gallery.list_identities(connection, "c", 100, None)
+            gone = entries[int(rng.integers(len(entries)))]["identity"]
+            database.write(lambda c, name=gone: gallery.delete_identity(c, "c", name))
+        probe = unit(rng)
+        assert search(one, database, probe, 5) == brute_force(database, probe)[:5]
+
+
+def test_an_identity_with_many_references_does_not_crowd_out_the_others(database: Database, tmp_path: Path) -> None:
     """`top_k` counts identities, however many references the nearest one has."""
     rng = np.random.default_rng(0)
-    database = Database(tmp_path / "gallery.db")
-    database.migrate()
     probe = unit(rng)
-    with database.write() as connection:
-        near = [NewReference("f", f"{n}", probe) for n in range(300)]
-        gallery.enroll(connection, "c", "crowd", {}, near, MODEL)
-        for n in range(9):
-            gallery.enroll(connection, "c", f"other{n}", {}, [NewReference("f", "x", unit(rng))], MODEL)
-        key = gallery.collection_key(connection, "c")
-    index = GalleryIndex(database, MODEL, DIM)
-    found = search(index, database, key, probe, 10)
+    enroll(database, "crowd", [probe, *(probe + unit(rng) * 1e-3 for _ in range(299))])
+    for n in range(9):
+        enroll(database, f"other{n}", [unit(rng)])
+    found = search(proposer(database, tmp_path / "index"), database, probe, 10)
     assert len(found) == 10
     assert found[0] == ("crowd", 0.0)
 
 
-def test_references_of_another_model_are_never_compared(tmp_path: Path) -> None:
-    """They stay in the database, and out of every search."""
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ({"script": ["Tibetan"]}, {"a", "b"}),
+        ({"script": ["Tibetan", "Angelic"]}, {"a", "b", "c"}),
+        ({"script": ["Tibetan"], "year": [2015]}, {"b"}),
+        ({"year": [2015.0]}, {"b", "d"}),
+        ({"checked": [True]}, {"d"}),
+        ({"checked": [1]}, {"c"}),
+        ({"nothing": ["like it"]}, set()),
+        ({'qu"ote': ["it's"]}, {"e"}),
+        ({}, {"a", "b", "c", "d", "e"}),
+    ],
+)
+def test_a_filter_searches_the_identities_with_that_metadata_alone(
+    database: Database, tmp_path: Path, where: gallery.Filter, names: set[str]
+) -> None:
+    """All keys must match, one of the values each; text, numbers and truth are not mixed up; counts agree."""
     rng = np.random.default_rng(0)
-    database = Database(tmp_path / "gallery.db")
-    database.migrate()
-    with database.write() as connection:
-        gallery.enroll(connection, "c", "a", {}, [NewReference("f", "x", unit(rng))], "another model")
+    about: dict[str, dict[str, object]] = {
+        "a": {"script": "Tibetan"},
+        "b": {"script": "Tibetan", "year": 2015},
+        "c": {"script": "Angelic", "checked": 1},
+        "d": {"year": 2015, "checked": True, "script": ["Tibetan"]},
+        "e": {'qu"ote': "it's"},
+    }
+    for name, metadata in about.items():
+        enroll(database, name, [unit(rng), unit(rng)], **metadata)
+    found = search(proposer(database, tmp_path / "index"), database, unit(rng), 10, where)
+    assert {name for name, _ in found} == names
+    with database.read() as connection:
         key = gallery.collection_key(connection, "c")
-    assert GalleryIndex(database, MODEL, DIM).search(key, unit(rng), 5) == []
+        assert gallery.searched(connection, key, where) == (len(names), 2 * len(names))
+
+
+def test_a_filter_that_most_meet_finds_what_reading_all_would(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where too many meet it to compare them all, the index proposes until enough of them do."""
+    monkeypatch.setattr(nearest, "FEW", 10)
+    rng = np.random.default_rng(0)
+    for n in range(60):
+        enroll(database, f"i{n}", [unit(rng)], half=n % 2)
+    probe = unit(rng)
+    expected = [one for one in brute_force(database, probe) if int(one[0][1:]) % 2 == 1]
+    assert search(proposer(database, tmp_path / "index"), database, probe, 12, {"half": [1]}) == expected[:12]
+
+
+def test_references_of_another_model_are_never_compared(database: Database, tmp_path: Path) -> None:
+    """Nor enrolled beside, as long as there are any."""
+    rng = np.random.default_rng(0)
+    enroll(database, "a", [unit(rng)])
+    with database.read() as connection, pytest.raises(models.ModelMismatch):
+        models.key_of(connection, "another model")
+    other = Loaded("another model", DIM, "")
+    with pytest.raises(models.ModelMismatch):
+        database.write(lambda c: references.enroll(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
+    database.write(lambda c: gallery.delete_collection(c, "c"))
+    database.write(lambda c: references.enroll(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
+
+
+def test_postgresql_searches_by_its_vector_index(postgres: Callable[[], str], tmp_path: Path) -> None:
+    """The statement is one that the planner can answer with the index of that model, and the answer is right."""
+    database = PostgreSQL(postgres())
+    database.migrate()
+    rng = np.random.default_rng(0)
+    images = {f"i{n}": [NewReference("f", f"{n}", unit(rng))] for n in range(3000)}
+    database.write(lambda c: references.enroll_many(c, "c", images, LOADED))
+    database.write(lambda c: c.exec_driver_sql("ANALYZE"))
+    probe, plans = unit(rng), []
+    engine = database.flavour
+    with database.read() as connection:
+        away = engine.away(embedding.c.vector, sa.literal(probe, embedding.c.vector.type), DIM)
+        query = nearest.CANDIDATES.where(embedding.c.model_key == sa.literal_column("1")).order_by(away).limit(10)
+        explain = sa.text(
+            f"EXPLAIN {query.compile(dialect=connection.dialect, compile_kwargs={'literal_binds': True})}"
+        )
+        plans = connection.scalars(explain).all()
+    assert any("embedding_near_1" in line for line in plans), plans
+    found = search(proposer(database, tmp_path), database, probe, 10)
+    assert len({name for name, _ in found} & {name for name, _ in brute_force(database, probe)[:10]}) >= 9
+    database.close()
+
+
+# --- large collections --------------------------------------------------------------------------------------
+
+Large = Callable[[], GalleryIndex]
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SQLite, Large]]:
+    """A gallery of 2,000 identities, where 500 references count as many; each call opens another process's index."""
+    monkeypatch.setattr("app.index.EXACT_UP_TO", 500)
+    monkeypatch.setattr(vectors, "EXACT_UP_TO", 500)
+    rng = np.random.default_rng(0)
+    database = SQLite(tmp_path / "gallery.db")
+    database.migrate()
+    images = {f"i{n}": [NewReference("f", f"{n}", unit(rng))] for n in range(2000)}
+    database.write(lambda c: references.enroll_many(c, "c", images, LOADED))
+    yield database, lambda: GalleryIndex(database, MODEL, DIM, tmp_path / "index")
+    database.close()
+
+
+def kind(index: GalleryIndex) -> type:
+    (cached,) = index._collections.values()
+    return type(cached.vectors)
+
+
+def agrees(index: GalleryIndex, database: SQLite, turns: int = 10) -> None:
+    """Nothing but recall may differ from reading all, and of so few that is complete."""
+    rng = np.random.default_rng(7)
+    for _ in range(turns):
+        probe = unit(rng)
+        assert search(ByFaiss(index), database, probe, 5) == brute_force(database, probe)[:5]
+
+
+def test_a_large_collection_changes_to_an_index_and_nobody_notices(large: tuple[SQLite, Large]) -> None:
+    """Exact at first, then tuned cells; what comes and goes before, during and after is found or gone."""
+    database, index = large[0], large[1]()
+    agrees(index, database, 2)
+    assert kind(index) is vectors.Exact
+    index.tend(1)
+    assert kind(index) is vectors.Approximate
+    agrees(index, database, 3)
+    rng = np.random.default_rng(3)
+    enroll(database, "new", [unit(rng)])
+    database.write(lambda c: gallery.delete_identity(c, "c", "i7"))
+    agrees(index, database, 3)
+    for n in range(100, 1700):
+        database.write(lambda c, name=f"i{n}": gallery.delete_identity(c, "c", name)) if n % 100 == 0 else None
+    database.write(lambda c: [gallery.delete_identity(c, "c", f"i{n}") for n in range(101, 1700) if n % 100])
+    index.tend(1)
+    assert kind(index) is vectors.Exact
+    agrees(index, database, 3)
+
+
+def test_a_restart_takes_up_the_snapshot_and_reads_on(large: tuple[SQLite, Large]) -> None:
+    """Without building anew; what changed since it was written is applied."""
+    database, open_index = large
+    first = open_index()
+    first.tend(1)
+    enroll(database, "later", [unit(np.random.default_rng(9))])
+    again = open_index()
+    agrees(again, database, 3)
+    assert kind(again) is vectors.Approximate
+
+
+def test_what_was_deleted_does_not_stay_in_a_snapshot(large: tuple[SQLite, Large], tmp_path: Path) -> None:
+    """It goes at the next look, and comes back without it at the end."""
+    database, open_index = large
+    index = open_index()
+    index.tend(1)
+    (snapshot,) = (tmp_path / "index").glob("*.snapshot")
+    database.write(lambda c: gallery.delete_identity(c, "c", "i3"))
+    index.tend(1)
+    assert not snapshot.exists()
+    index.tend(1, closing=True)
+    loaded = snapshots.Snapshots(tmp_path / "index", MODEL).load(1)
+    assert loaded is not None and len(loaded[0]) == 1999
+    agrees(open_index(), database, 2)
+
+
+def test_another_process_adopts_what_one_has_built(
+    large: tuple[SQLite, Large], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built once, not once a worker."""
+    database, open_index = large
+    one, other = open_index(), open_index()
+    agrees(other, database, 1)
+    one.tend(1)
+    monkeypatch.setattr("app.index.build", None)
+    other.tend(1)
+    assert kind(other) is vectors.Approximate
+    agrees(other, database, 3)
+
+
+@pytest.mark.parametrize("harm", ["torn", "one byte", "empty", "not ours", "other model", "other history", "ahead"])
+def test_a_snapshot_that_cannot_be_trusted_is_ignored(large: tuple[SQLite, Large], tmp_path: Path, harm: str) -> None:
+    """Torn, altered, of another encoder, of another gallery, or of a history that a restored backup undid."""
+    database, open_index = large
+    open_index().tend(1)
+    (snapshot,) = (tmp_path / "index").glob("*.snapshot")
+    data = bytearray(snapshot.read_bytes())
+    head, _, body = bytes(data).partition(b"\n")
+    if harm == "torn":
+        snapshot.write_bytes(data[: len(data) // 2])
+    elif harm == "one byte":
+        data[-100] ^= 1
+        snapshot.write_bytes(data)
+    elif harm == "empty":
+        snapshot.write_bytes(b"")
+    elif harm == "not ours":
+        snapshot.write_bytes(b"[1]\n" + body)
+    elif harm == "other model":
+        snapshot.write_bytes(head.replace(b'"model"', b'"older"') + b"\n" + body)
+    elif harm == "other history":
+        database.write(lambda c: c.exec_driver_sql("UPDATE change SET token = randomblob(8)"))
+    else:
+        database.write(lambda c: c.exec_driver_sql("DELETE FROM change WHERE sequence > 5"))
+    database.write(lambda c: gallery.delete_identity(c, "c", "i11"))
+    index = open_index()
+    agrees(index, database, 3)
+    assert kind(index) is vectors.Exact
+
+
+def test_a_cache_that_is_further_behind_than_changes_are_kept_starts_anew(large: tuple[SQLite, Large]) -> None:
+    """Rather than missing what it can no longer read."""
+    database, open_index = large
+    index = open_index()
+    agrees(index, database, 1)
+    database.write(lambda c: gallery.delete_identity(c, "c", "i5"))
+    enroll(database, "new", [unit(np.random.default_rng(2))])
+    database.write(
+        lambda c: c.exec_driver_sql("DELETE FROM change WHERE sequence < (SELECT max(sequence) FROM change)")
+    )
+    agrees(index, database, 3)

@@ -1,0 +1,70 @@
+"""Kept images: on disk before they are named, gone after they are not, whatever was interrupted."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app import gallery, references
+from app.errors import StorageUnavailable, UsageError
+from app.models import Loaded
+from app.originals import Originals
+from app.references import NewReference
+from app.sqlite import SQLite
+
+
+def enroll(database: SQLite, identity: str, original_id: str | None) -> None:
+    image = NewReference("f", identity, np.eye(4, dtype=np.float32)[0], original_id)
+    database.write(lambda c: references.enroll(c, "c", identity, {}, [image], Loaded("m", 4, "")))
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in (directory / "originals").rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> SQLite:
+    opened = SQLite(tmp_path / "diptych.db")
+    opened.migrate()
+    yield opened
+    opened.close()
+
+
+def test_what_an_interrupted_enrolment_left_goes_at_the_second_look(database: SQLite, tmp_path: Path) -> None:
+    """At the first it may still be under way; what is named stays."""
+    originals = Originals(tmp_path, "yes")
+    named, orphan = originals.keep(b"named"), originals.keep(b"orphan")
+    enroll(database, "a", named)
+    half = tmp_path / "originals" / "ab" / ".file-half-ab"
+    half.parent.mkdir(exist_ok=True)
+    half.write_bytes(b"hal")
+    assert originals.sweep_orphans(database) == 0
+    assert files(tmp_path) == {named, orphan, half.name}
+    assert originals.sweep_orphans(database) == 2
+    assert files(tmp_path) == {named}
+
+
+def test_an_image_whose_deletion_was_interrupted_goes_at_the_next_look(database: SQLite, tmp_path: Path) -> None:
+    """The database remembers it; also where the settings no longer keep images."""
+    originals = Originals(tmp_path, "yes")
+    enroll(database, "a", originals.keep(b"one"))
+    database.write(lambda c: gallery.delete_identity(c, "c", "a"))
+    assert len(files(tmp_path)) == 1
+    assert Originals(tmp_path, "no").sweep(database) == 1
+    assert files(tmp_path) == set()
+    assert originals.sweep(database) == 0
+
+
+def test_images_in_a_bucket_that_is_not_named_any_more_are_not_forgotten(database: SQLite, tmp_path: Path) -> None:
+    """It is said until the settings name it."""
+    enroll(database, "a", "s3-somewhere")
+    database.write(lambda c: gallery.delete_identity(c, "c", "a"))
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable, match="DIPTYCH_KEEP_IMAGES"):
+            Originals(tmp_path, "no").sweep(database)
+
+
+def test_a_place_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    """By name."""
+    with pytest.raises(UsageError, match="DIPTYCH_KEEP_IMAGES"):
+        Originals(tmp_path, "s3://")
