@@ -10,7 +10,7 @@
     │   └── TooManyBytes, TooManyPixels, BlankImage
     ├── GalleryError         what is enrolled                                         (gallery)
     │   ├── UnknownCollection, UnknownIdentity, UnknownReference, NoReferences
-    │   └── IdentityExists, ModelMismatch, NothingEnrolled
+    │   └── IdentityExists, ModelMismatch (GalleryMoved), NothingEnrolled
     ├── Unavailable          not the caller's fault, and worth another try            (pipeline, database)
     │   ├── Overloaded
     │   └── StorageUnavailable, GalleryDamaged
@@ -168,6 +168,14 @@ class ModelMismatch(GalleryError):
     status = 409
     code = "model_mismatch"
     title = "The gallery was enrolled with another encoder"
+
+
+class GalleryMoved(ModelMismatch):
+    """The gallery left this encoder for another, which the service is about to load."""
+
+    status = 503
+    code = "unavailable"
+    title = "The service cannot answer just now"
 
 
 class Unavailable(DiptychError):

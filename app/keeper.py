@@ -19,6 +19,8 @@ from app.tables import change
 
 log = logging.getLogger("uvicorn.error")
 
+Tasks = dict[str, Callable[[], None]]
+
 TICK_SECONDS = 1.0
 STOP_SECONDS = 3.0
 ORPHANS_EVERY_SECONDS = 3600.0
@@ -39,39 +41,56 @@ class Keeper:
         self._database = database
         self._originals = originals
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        # Building an index of a million takes a minute, reading a whole file too: what is short does not wait for it.
+        self._threads = [
+            threading.Thread(target=self._run, args=(tasks,), name=f"keeper-{name}", daemon=True)
+            for name, tasks in (("short", self._short), ("long", self._long))
+        ]
         self._orphans_at = 0.0
+        self._checked = False
         self._said: dict[str, str] = {}
 
+    @property
+    def _short(self) -> Tasks:
+        return {
+            "database": self._recover,
+            "encoder": self._follow,
+            "collections": self._purge,
+            "originals": self._sweep,
+            "changes": self._prune,
+        }
+
+    @property
+    def _long(self) -> Tasks:
+        return {"index": self._tend, "check": self._check, "orphans": self._sweep_orphans}
+
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Stop, and leave snapshots for the next start."""
-        if self._thread.ident is None or self._stop.is_set():
+        if self._threads[0].ident is None or self._stop.is_set():
             return
         self._stop.set()
-        self._thread.join(STOP_SECONDS)
-        if not self._thread.is_alive():  # else it is building an index, and the next start builds it
+        until = time.monotonic() + STOP_SECONDS
+        for thread in self._threads:
+            thread.join(max(0, until - time.monotonic()))
+        if not any(thread.is_alive() for thread in self._threads):  # else the next start builds the index
             self._quietly("index", lambda: self._tend(closing=True))
 
-    def _run(self) -> None:
-        checked = not isinstance(self._database, SQLite)
+    def _run(self, tasks: Tasks) -> None:
         while not self._stop.is_set():
-            for name, task in (
-                ("database", self._recover),
-                ("encoder", self._follow),
-                ("index", self._tend),
-                ("collections", self._purge),
-                ("originals", self._sweep),
-                ("changes", self._prune),
-            ):
+            for name, task in tasks.items():
                 if not self._stop.is_set():
                     self._quietly(name, task)
-            if not checked and isinstance(self._database, SQLite) and not self._stop.is_set():
-                self._quietly("check", self._database.check)  # last: it reads the whole file
-                checked = True
             self._stop.wait(TICK_SECONDS)
+
+    def _check(self) -> None:
+        """Once, read the whole file."""
+        if not self._checked and isinstance(self._database, SQLite):
+            self._checked = True
+            self._database.check()
 
     def _quietly(self, name: str, task: Callable[[], None]) -> None:
         """A task that fails is tried again; it is logged when what is wrong with it changes."""
@@ -103,8 +122,10 @@ class Keeper:
             if active is None or active.model_id == self.serving.model_id:
                 self.followed, self.stranded = active is not None, None
                 return
-        if not self.followed:
-            return  # the gallery never was this encoder's, so it did not move away from it
+            # The gallery moved away from this encoder if it was seen to be its, or has embeddings of it still.
+            moved = self.followed or models.was_active(connection, self.serving.model_id)
+        if not moved:
+            return
         try:
             found = serving.load(active.checkpoint, self._settings, self._database)
             if found.model_id != active.model_id:
@@ -134,10 +155,12 @@ class Keeper:
             deleted = self._database.write(gallery.purge)
 
     def _sweep(self) -> None:
-        self._originals.sweep(self._database)
+        self._originals.sweep()
+
+    def _sweep_orphans(self) -> None:
         if time.monotonic() >= self._orphans_at:
-            self._originals.sweep_orphans(self._database)
             self._orphans_at = time.monotonic() + ORPHANS_EVERY_SECONDS
+            self._originals.sweep_orphans()
 
     def _prune(self) -> None:
         if not isinstance(self._database, SQLite):

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from app.errors import ModelMismatch
+from app.errors import GalleryMoved, ModelMismatch
 from app.statements import Statement
-from app.tables import embedding, model
+from app.tables import LIVE, collection, embedding, model
 
 # Any number that others don't take.
 REGISTER_LOCK = 0x6469707479636802
@@ -43,35 +43,56 @@ def active(connection: sa.Connection, *, lock: bool = False) -> Model | None:
     return None if row is None else Model(*row)
 
 
-def key_of(connection: sa.Connection, model_id: str, *, lock: bool = False) -> int | None:
+def key_of(connection: sa.Connection, loaded: Loaded, *, lock: bool = False) -> int | None:
     """The key of this model if it is the active one; None if nothing is enrolled.
 
-    Raises `ModelMismatch` if the gallery holds embeddings of another encoder.
+    Raises `ModelMismatch` if the gallery holds embeddings of another encoder, `GalleryMoved` if it was this one's.
     """
     found = active(connection, lock=lock)
     if found is None:
         return None
-    if found.model_id == model_id:
+    if found.model_id == loaded.model_id:
+        _check_dim(found.embedding_dim, loaded)
         return found.key
     if has_embeddings(connection, found.key):
-        raise ModelMismatch(
-            f"The gallery was enrolled with model {found.model_id}, this is model {model_id}: their embeddings can't "
-            f"be compared. Serve the checkpoint of that model{f' ({found.checkpoint})' if found.checkpoint else ''}, "
-            "or move the gallery to the new one with diptych migrate."
+        # Embeddings of the one that asks are what a gallery has that moved on to another.
+        error = GalleryMoved if was_active(connection, loaded.model_id) else ModelMismatch
+        where = f" ({found.checkpoint})" if found.checkpoint else ""
+        raise error(
+            f"The gallery was enrolled with model {found.model_id}, this is model {loaded.model_id}: their embeddings "
+            f"can't be compared. Serve the checkpoint of that model{where}, or move the gallery to the new one with "
+            "diptych migrate."
         )
     return None
 
 
+def _check_dim(dim: int, loaded: Loaded) -> None:
+    if dim != loaded.embedding_dim:
+        raise ModelMismatch(
+            f"The gallery calls embeddings of {dim} numbers those of model {loaded.model_id}, whose have "
+            f"{loaded.embedding_dim}: they were imported from a file that is wrong about it. Use another gallery."
+        )
+
+
 def has_embeddings(connection: sa.Connection, key: int) -> bool:
-    return connection.scalar(sa.select(embedding.c.key).where(embedding.c.model_key == key).limit(1)) is not None
+    """Whether the gallery has any of this model, beside those that wait to be purged."""
+    some = sa.select(embedding.c.key).join(collection, collection.c.key == embedding.c.collection_key)
+    return connection.scalar(some.where(embedding.c.model_key == key, LIVE).limit(1)) is not None
+
+
+def was_active(connection: sa.Connection, model_id: str) -> bool:
+    """Whether the gallery has embeddings of this model."""
+    key = connection.scalar(sa.select(model.c.key).where(model.c.model_id == model_id))
+    return key is not None and has_embeddings(connection, key)
 
 
 def adopt(connection: sa.Connection, loaded: Loaded) -> int:
     """The key of the encoder that asks, which becomes the gallery's if nothing is enrolled. Raises `ModelMismatch`."""
-    key = key_of(connection, loaded.model_id, lock=True)
+    key = key_of(connection, loaded, lock=True)
     if key is None:
         _one_at_a_time(connection)
-        key = key_of(connection, loaded.model_id, lock=True)
+        lock(connection)  # what another one activates meanwhile is waited for, and seen
+        key = key_of(connection, loaded)
     if key is None:
         key = register(connection, loaded)
         activate(connection, key)
@@ -85,9 +106,12 @@ def _one_at_a_time(connection: sa.Connection) -> None:
 
 
 def register(connection: sa.Connection, loaded: Loaded) -> int:
-    """The key of a model, known from now on; the index over its embeddings is made."""
-    key = connection.scalar(sa.select(model.c.key).where(model.c.model_id == loaded.model_id))
-    if key is not None:
+    """The key of a model, known from now on; the index over its embeddings is made. Raises `ModelMismatch`."""
+    _one_at_a_time(connection)
+    row = connection.execute(sa.select(model.c.key, model.c.embedding_dim).where(model.c.model_id == loaded.model_id))
+    if (found := row.one_or_none()) is not None:
+        key = found.key
+        _check_dim(found.embedding_dim, loaded)
         connection.execute(sa.update(model).where(model.c.key == key).values(checkpoint=loaded.checkpoint))
         return int(key)
     made = sa.insert(model).values(
