@@ -42,11 +42,11 @@ class Resources:
 @contextmanager
 def opened(settings: Settings) -> Iterator[Resources]:
     """Load the checkpoint and open the gallery. Raises `UsageError` for what the operator has to mend."""
-    originals = Originals(settings.data_dir, settings.keep_images)
     database = serving.open_database(settings)
     try:
+        originals = Originals(settings.data_dir, settings.keep_images, database)
         current = serving.load(settings.checkpoint, settings, database)
-        serving.check_gallery(database, current.model_id, settings.checkpoint)
+        serving.check_gallery(database, current.loaded, settings.checkpoint)
         metrics = Metrics(current.model_id, version("diptych"))
         resources = Resources(
             settings=settings,

@@ -1,16 +1,18 @@
 """Kept images: the bytes as they were uploaded, each under an id of its own, in a directory or a bucket.
 
-Off by default: an embedding shows little of an image, the image shows all. An id begins with the name of the store
-that holds it. An image is on disk before the reference that names it is committed, and deleted after its reference is
+Off by default: an embedding shows little of an image, the image shows all. An id says which kind of store holds the
+image and which gallery it was put there for: several galleries may share a bucket, and none deletes what it can't know
+to be its own. An image is on disk before the reference that names it is committed, and deleted after its reference is
 gone: `leftover` remembers what a crash in between would forget.
 """
 
 import itertools
 import logging
 import os
+import re
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,13 +20,14 @@ import sqlalchemy as sa
 
 from app.database import Database
 from app.errors import StorageUnavailable, UsageError
-from app.tables import leftover, reference
+from app.tables import about, leftover, reference
 
 log = logging.getLogger("uvicorn.error")
 
 DIRECTORY = "originals"
 # Images at a time that are compared with the database, or deleted.
 CHUNK = 1000
+ID = re.compile(r"(?P<store>file|s3)-(?P<gallery>[0-9a-f]{16})-[0-9a-f]{32}")
 
 
 class Store(ABC):
@@ -32,8 +35,8 @@ class Store(ABC):
 
     name: str
 
-    def new_id(self) -> str:
-        return f"{self.name}-{uuid.uuid4().hex}"
+    def new_id(self, gallery_id: str) -> str:
+        return f"{self.name}-{gallery_id}-{uuid.uuid4().hex}"
 
     @abstractmethod
     def put(self, original_id: str, data: bytes) -> None:
@@ -48,8 +51,8 @@ class Store(ABC):
         """What is gone already is no error."""
 
     @abstractmethod
-    def all(self) -> Iterator[str]:
-        """Their ids, of half-written ones too."""
+    def all(self, gallery_id: str) -> Iterator[str]:
+        """The ids of what was put there for this gallery, of half-written ones too."""
 
 
 class Directory(Store):
@@ -61,6 +64,9 @@ class Directory(Store):
         self.directory = directory
 
     def path(self, original_id: str) -> Path:
+        """Raises `StorageUnavailable` for what is no id: it may lead anywhere."""
+        if not ID.fullmatch(original_id):
+            raise StorageUnavailable("The gallery's database names a kept image as none is named.")
         return self.directory / original_id[-2:] / original_id
 
     def put(self, original_id: str, data: bytes) -> None:
@@ -74,7 +80,7 @@ class Directory(Store):
                 os.fsync(file.fileno())
             writing.replace(path)
             for parent in (path.parent, self.directory, self.directory.parent):
-                _sync(parent)
+                sync(parent)
         except OSError as problem:
             raise StorageUnavailable(
                 f"The image could not be kept ({problem.strerror}), so nothing was enrolled."
@@ -97,8 +103,8 @@ class Directory(Store):
             except OSError as problem:
                 raise StorageUnavailable(f"A kept image can't be deleted: {problem.strerror}.") from None
 
-    def all(self) -> Iterator[str]:
-        for path in self.directory.glob("??/*"):
+    def all(self, gallery_id: str) -> Iterator[str]:
+        for path in self.directory.glob(f"??/*{self.name}-{gallery_id}-*"):
             yield path.name.removeprefix(".")
 
 
@@ -122,27 +128,32 @@ class Bucket(Store):
 
     def put(self, original_id: str, data: bytes) -> None:
         with self._reached("kept, so nothing was enrolled"):
-            self._obstore.put(self._bucket, original_id, data)
+            self._obstore.put(self._bucket, self._key(original_id), data)
 
     def get(self, original_id: str) -> bytes | None:
         with self._reached("read"):
             try:
-                return bytes(self._obstore.get(self._bucket, original_id).bytes())
+                return bytes(self._obstore.get(self._bucket, self._key(original_id)).bytes())
             except FileNotFoundError:
                 return None
         raise AssertionError("unreachable")
 
     def delete(self, original_ids: Iterable[str]) -> None:
-        some = list(original_ids)
+        some = [self._key(original_id) for original_id in original_ids]
         if some:
             with self._reached("deleted"), suppress(FileNotFoundError):
                 self._obstore.delete(self._bucket, some)
 
-    def all(self) -> Iterator[str]:
+    def all(self, gallery_id: str) -> Iterator[str]:
         with self._reached("listed"):
-            for page in self._obstore.list(self._bucket):
+            for page in self._obstore.list(self._bucket, prefix=gallery_id):
                 for entry in page:
                     yield entry["path"].rpartition("/")[2]
+
+    @staticmethod
+    def _key(original_id: str) -> str:
+        """A folder for each gallery, so that one can be listed without the others."""
+        return f"{original_id.split('-')[1]}/{original_id}"
 
     @staticmethod
     def _reached(what: str) -> "_Reached":
@@ -167,7 +178,10 @@ class _Reached:
 class Originals:
     """The kept images of a gallery. `keeps` says whether new ones are; what was kept before can always be deleted."""
 
-    def __init__(self, data_dir: Path, keep_images: str) -> None:
+    def __init__(self, data_dir: Path, keep_images: str, database: Database) -> None:
+        with database.read() as connection:
+            self._gallery_id = str(connection.scalar(sa.select(about.c.gallery_id)))
+        self._database = database
         directory = Directory(data_dir / DIRECTORY)
         self._stores: dict[str, Store] = {directory.name: directory}
         self._new: Store | None = None
@@ -186,7 +200,7 @@ class Originals:
         """The id under which it is kept from now on; None where none are."""
         if self._new is None:
             return None
-        original_id = self._new.new_id()
+        original_id = self._new.new_id(self._gallery_id)
         self._new.put(original_id, data)
         return original_id
 
@@ -195,33 +209,32 @@ class Originals:
         store = self._stores.get(original_id.partition("-")[0])
         return store.get(original_id) if store else None
 
-    def delete(self, original_ids: Iterable[str]) -> None:
-        by_store: dict[str, list[str]] = {}
-        for original_id in original_ids:
-            by_store.setdefault(original_id.partition("-")[0], []).append(original_id)
-        for name, some in by_store.items():
-            if name not in self._stores:
-                raise StorageUnavailable(
-                    f"{len(some)} images of deleted references are in a bucket that DIPTYCH_KEEP_IMAGES does not name, "
-                    "and stay there until it does."
-                )
-            self._stores[name].delete(some)
+    def sweep(self) -> int:
+        """Delete the images of references that are gone; how many.
 
-    def sweep(self, database: Database) -> int:
-        """Delete the images of references that are gone; how many."""
+        Raises `StorageUnavailable` if some are where the settings no longer lead: they wait, the others do not.
+        """
         swept = 0
-        while True:
-            with database.read() as connection:
-                gone = connection.scalars(sa.select(leftover.c.original_id).limit(CHUNK)).all()
-            if not gone:
-                return swept
-            self.delete(gone)
-            swept += len(gone)
-            done = sa.delete(leftover).where(leftover.c.original_id.in_(gone))
-            database.write(lambda connection, done=done: connection.execute(done))  # type: ignore[misc]
+        for store in self._stores.values():
+            here = leftover.c.original_id.startswith(f"{store.name}-")
+            while gone := self._left(here, CHUNK):
+                store.delete(gone)
+                swept += len(gone)
+                done = sa.delete(leftover).where(leftover.c.original_id.in_(gone))
+                self._database.write(lambda connection, done=done: connection.execute(done))  # type: ignore[misc]
+        if self._left(sa.true(), 1):
+            raise StorageUnavailable(
+                "Images of deleted references are in a bucket that DIPTYCH_KEEP_IMAGES does not name, and stay there "
+                "until it does."
+            )
+        return swept
 
-    def sweep_orphans(self, database: Database) -> int:
-        """Delete images that no reference names and none named at the last call either; how many.
+    def _left(self, which: sa.ColumnElement[bool], most: int) -> Sequence[str]:
+        with self._database.read() as connection:
+            return connection.scalars(sa.select(leftover.c.original_id).where(which).limit(most)).all()
+
+    def sweep_orphans(self) -> int:
+        """Delete images of this gallery that no reference names and none named at the last call either; how many.
 
         One that is new belongs to an enrolment under way; one that stays was left by an interrupted one. No clock is
         asked, since clocks jump.
@@ -229,9 +242,9 @@ class Originals:
         suspects: set[str] = set()
         swept = 0
         for store in self._stores.values():
-            for some in _chunks(store.all()):
+            for some in _chunks(store.all(self._gallery_id)):
                 named_by = sa.select(reference.c.original_id).where(reference.c.original_id.in_(some))
-                with database.read() as connection:
+                with self._database.read() as connection:
                     orphans = set(some) - set(connection.scalars(named_by))
                 store.delete(orphans & self._suspects)
                 swept += len(orphans & self._suspects)
@@ -245,8 +258,9 @@ def _chunks(ids: Iterator[str]) -> Iterator[list[str]]:
         yield some
 
 
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """What a file holds, or a directory lists, is on disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

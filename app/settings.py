@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import os
+import re
 from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator
@@ -71,7 +72,7 @@ class Settings(BaseSettings):
     @classmethod
     def _known_place(cls, value: str) -> str:
         place = {"0": "no", "false": "no", "": "no", "1": "yes", "true": "yes"}.get(value.lower(), value)
-        if place not in ("no", "yes") and not place.startswith("s3://"):
+        if place not in ("no", "yes") and not re.fullmatch(r"s3://[^/]+/.*[^/].*", place):
             raise ValueError("must be `no`, `yes` or s3://BUCKET/PREFIX")
         return place
 

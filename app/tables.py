@@ -127,6 +127,10 @@ collection = sa.Table(
     sqlite_autoincrement=True,
 )
 
+# A collection so named is deleted, and waits to be purged; no caller's name begins like that.
+DELETED = "\x7f"
+LIVE = ~collection.c.name.startswith(DELETED)
+
 identity = sa.Table(
     "identity",
     tables,
@@ -153,6 +157,7 @@ reference = sa.Table(
     sa.Column("original_id", sa.Text),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.UniqueConstraint("identity_key", "image_sha256"),
+    sa.Index("reference_by_original", "original_id"),
     sqlite_autoincrement=True,
 )
 
@@ -195,5 +200,8 @@ idempotency = sa.Table(
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("fingerprint", sa.Text, nullable=False),
     sa.Column("answer", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False, index=True),
 )
+
+# One row. Images in a bucket or a directory carry this name, since other galleries may keep theirs there too.
+about = sa.Table("about", tables, sa.Column("gallery_id", sa.Text, primary_key=True))

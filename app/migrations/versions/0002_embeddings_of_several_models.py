@@ -1,5 +1,6 @@
 """Embeddings in a table of their own, so that those of a second encoder can grow beside the first's; counts."""
 
+import secrets
 from datetime import UTC, datetime
 
 import numpy as np
@@ -46,6 +47,9 @@ def upgrade() -> None:
     )
     op.create_index("embedding_by_collection", "embedding", ["model_key", "collection_key"])
     op.create_table("leftover", sa.Column("original_id", sa.Text, primary_key=True))
+    op.create_table("about", sa.Column("gallery_id", sa.Text, primary_key=True))
+    connection.execute(sa.text("INSERT INTO about (gallery_id) VALUES (:id)"), {"id": secrets.token_hex(8)})
+    op.create_index("ix_idempotency_created_at", "idempotency", ["created_at"])
     for table, column in (
         ("collection", "reference_count"),
         ("collection", "searchable_count"),
@@ -53,6 +57,7 @@ def upgrade() -> None:
     ):
         op.add_column(table, sa.Column(column, sa.Integer, nullable=False, server_default="0"))
     op.add_column("reference", sa.Column("original_id", sa.Text))
+    op.create_index("reference_by_original", "reference", ["original_id"])
     if not sqlite:
         op.alter_column(
             "identity",
