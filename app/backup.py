@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from app.errors import UsageError
-from app.originals import DIRECTORY, Directory
-from app.sqlite import SQLite, in_use
+from app.gallery import purge
+from app.originals import DIRECTORY, Directory, sync
+from app.sqlite import RESTORING, SQLite, in_use
 from app.tables import embedding, model, reference
 
 MANIFEST, DATABASE = "backup.json", "diptych.db"
@@ -45,6 +46,8 @@ def back_up(database: SQLite, data_dir: Path, to: Path, *, progress: bool) -> Ma
     """
     if to.exists():
         raise UsageError(f"{to} exists. Give a new directory, such as one named after the day.")
+    while database.write(purge):  # what is deleted is in no backup
+        pass
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -54,7 +57,7 @@ def back_up(database: SQLite, data_dir: Path, to: Path, *, progress: bool) -> Ma
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         _sync_tree(partial)
         partial.rename(to)
-        _sync(to.parent)
+        sync(to.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -70,7 +73,7 @@ def _complete(partial: Path, kept: Directory, *, progress: bool) -> Manifest:
         with copy.read() as connection:
             references = connection.scalar(sa.select(sa.func.count()).select_from(reference)) or 0
             active = connection.scalar(sa.select(model.c.model_id).where(model.c.active))
-            stored = connection.execution_options(yield_per=10_000).scalars(sa.select(embedding.c.vector))
+            stored = connection.scalars(sa.select(embedding.c.vector).execution_options(yield_per=10_000))
             sum(1 for _ in stored)  # reading an embedding checks it
             named = connection.scalars(sa.select(reference.c.original_id).where(reference.c.original_id.is_not(None)))
             for original_id in tqdm(named, desc="images", unit="image", disable=not progress):
@@ -111,7 +114,7 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
         raise UsageError(f"{database} exists. With --replace it is moved aside, and the backup takes its place.")
     to.mkdir(parents=True, exist_ok=True)
     held = in_use(database, exclusively=True)
-    incoming = to / ".restoring"
+    incoming = to / RESTORING
     try:
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir()
@@ -126,7 +129,7 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
         for name in (DIRECTORY, DATABASE):
             if (incoming / name).exists():
                 (incoming / name).rename(to / name)
-        _sync(to)
+        sync(to)
         incoming.rmdir()
     finally:
         if held is not None:
@@ -136,7 +139,8 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
 
 def _move_aside(data_dir: Path) -> None:
     aside = data_dir / f"replaced-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-    for path in [*data_dir.glob(f"{DATABASE}*"), data_dir / DIRECTORY, data_dir / "index"]:
+    # The database before its log: interrupted, there is no gallery rather than one that lacks its last commits.
+    for path in [*sorted(data_dir.glob(f"{DATABASE}*")), data_dir / DIRECTORY, data_dir / "index"]:
         if path.exists() and not path.name.endswith(".lock"):
             aside.mkdir(exist_ok=True)
             path.rename(aside / path.name)
@@ -179,12 +183,4 @@ def _sha256(path: Path) -> str:
 
 def _sync_tree(directory: Path) -> None:
     for path in (*directory.rglob("*"), directory):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

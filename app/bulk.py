@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -24,11 +24,12 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Item(Generic[Key]):
-    """One image on its way: who asks for it, its bytes and their sha256; what is wrong with it, or its embedding."""
+    """One image on its way: who asks for it, the sha256 of its bytes, where they are kept, if they are; what is wrong
+    with it, or its embedding."""
 
     key: Key
-    data: bytes
     sha256: str
+    original_id: str | None = None
     problem: DiptychError | None = None
     embedding_D: EmbeddingsF32 | None = None
 
@@ -41,22 +42,26 @@ def embed_all(
     encoder: Encoder,
     images: Iterable[tuple[Key, Callable[[], bytes]]],
     skip: Callable[[Key, str], bool] = lambda key, sha256: False,
+    keep: Callable[[bytes], str | None] = lambda data: None,
 ) -> Iterator[Item[Key]]:
-    """Every image, in order, with its embedding or what is wrong with it; neither where `skip(key, sha256)`."""
+    """Every image, in order, with its embedding or what is wrong with it; neither where `skip(key, sha256)`.
+
+    Bytes are held only while they are decoded; `keep` takes those of images that can be.
+    """
 
     def prepared(key: Key, read: Callable[[], bytes]) -> tuple[Item[Key], ImageU8 | None]:
         try:
             data = read()
         except OSError as problem:
-            return Item(key, b"", "", ImageError(f"It can't be read: {problem.strerror}.")), None
+            return Item(key, "", problem=ImageError(f"It can't be read: {problem.strerror}.")), None
         sha256 = hashlib.sha256(data).hexdigest()
         if skip(key, sha256):
-            return Item(key, data, sha256), None
+            return Item(key, sha256), None
         try:
             pixels = decode(data, encoder.preprocessing, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS, refuse_blank=True)
         except ImageError as problem:
-            return Item(key, data, sha256, problem), None
-        return Item(key, data, sha256), pixels
+            return Item(key, sha256, problem=problem), None
+        return Item(key, sha256, keep(data)), pixels
 
     waiting: deque[Future[tuple[Item[Key], ImageU8 | None]]] = deque()
     with ThreadPoolExecutor(threads(), thread_name_prefix="decode") as pool:
@@ -83,4 +88,4 @@ def _embedded(encoder: Encoder, batch: list[tuple[Item[Key], ImageU8 | None]]) -
         if pixels is None:
             yield item
         else:
-            yield Item(item.key, item.data, item.sha256, None, next(embeddings))
+            yield replace(item, embedding_D=next(embeddings))

@@ -11,7 +11,7 @@ import click
 from PIL import Image
 
 from app import commands
-from app.errors import DiptychError, UsageError
+from app.errors import DiptychError, GalleryError, RequestError, UsageError
 
 
 class Commands(click.Group):
@@ -102,5 +102,5 @@ def main() -> None:
         sys.exit(2)
     except DiptychError as problem:
         click.echo(f"diptych: {problem.title.lower()}: {problem.detail}", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(problem, RequestError | GalleryError) else 1)
     sys.exit(status if isinstance(status, int) else 0)

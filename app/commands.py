@@ -31,7 +31,7 @@ def _database(settings: Settings, *, existing: bool = True) -> Iterator[Any]:
 
     if existing and not settings.is_postgresql and not settings.sqlite_path.is_file():
         raise UsageError(f"There is no gallery {settings.sqlite_path}: give its directory with --data-dir.")
-    database = open_database(settings)
+    database = open_database(settings, hurried=False)
     try:
         yield database
     finally:
@@ -65,16 +65,16 @@ def import_(source: Path, collection: str, quiet: bool, **options: Any) -> None:
     from app import checkpoint as format_1
     from app.bulk import threads
     from app.encoder import Encoder
-    from app.export import import_export, is_export
     from app.folder_import import SHOWN, import_folder
+    from app.import_export import import_export, is_export
     from app.models import Loaded
     from app.originals import Originals
     from app.schemas import check_name
 
     settings = _settings(**options)
-    originals = Originals(settings.data_dir, settings.keep_images)
     if is_export(source):
         with _database(settings, existing=False) as database:
+            originals = Originals(settings.data_dir, settings.keep_images, database)
             counts = import_export(database, source, originals, progress=not quiet)
         click.echo(f"{counts.references - counts.held:,} references of {counts.identities:,} identities enrolled")
         click.echo(f"{counts.held:,} were there already")
@@ -87,6 +87,7 @@ def import_(source: Path, collection: str, quiet: bool, **options: Any) -> None:
         encoder.model_id, encoder.embedding_dim, str(where.resolve()) if where.is_dir() else settings.checkpoint
     )
     with _database(settings, existing=False) as database:
+        originals = Originals(settings.data_dir, settings.keep_images, database)
         done = import_folder(source, collection, database, originals, encoder, loaded, progress=not quiet)
     click.echo(f"{done.enrolled:,} images enrolled into {collection!r}, {done.held:,} were there already")
     if done.refused:
@@ -109,10 +110,12 @@ def export(file: Path, images: bool, quiet: bool, **options: Any) -> None:
     from app.originals import Originals
 
     settings = _settings(**options)
-    originals = Originals(settings.data_dir, settings.keep_images) if images else None
     with _database(settings) as database:
+        originals = Originals(settings.data_dir, settings.keep_images, database) if images else None
         counts = write(database, file, originals, progress=not quiet)
     click.echo(f"{counts.references:,} references of {counts.identities:,} identities in {file}")
+    if counts.without_image:
+        click.echo(f"{counts.without_image:,} of them have no image in it: none was kept, or it could not be found")
 
 
 @click.command()
@@ -177,7 +180,7 @@ def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, qu
             encoder = Encoder(format_1.load(checkpoint), threads())
             where = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
             loaded = Loaded(encoder.model_id, encoder.embedding_dim, where)
-            originals = Originals(settings.data_dir, settings.keep_images)
+            originals = Originals(settings.data_dir, settings.keep_images, database)
             done = stage.Migration(database, originals, encoder, loaded, images).run(progress=not quiet)
             click.echo(f"{done:,} images embedded; the gallery belongs to model {loaded.model_id} now.")
             click.echo(f"Start services with DIPTYCH_CHECKPOINT={where} from now on.")

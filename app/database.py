@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import ClassVar, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
 from app.errors import GalleryDamaged, StorageUnavailable, UsageError
 
@@ -24,8 +24,6 @@ class Database(ABC):
     name: ClassVar[str]
     # How often a transaction is tried that others got in the way of.
     attempts: ClassVar[int] = 1
-    # What statements raise; those that bypass SQLAlchemy raise the driver's own.
-    raised: ClassVar[tuple[type[Exception], ...]] = (DBAPIError,)
 
     def __init__(self, engine: sa.Engine, where: str) -> None:
         self._engine = engine
@@ -64,7 +62,13 @@ class Database(ABC):
         try:
             self.write(self._migrate)
         except StorageUnavailable as problem:
-            raise UsageError(f"The gallery {self.where} can't be opened: {problem.detail}") from None
+            raise UsageError(
+                f"The gallery {self.where} can't be opened: {problem.detail}{self.said(problem)}"
+            ) from None
+
+    def said(self, problem: StorageUnavailable) -> str:
+        """What the operator, but no caller, is told beyond that."""
+        return ""
 
     def _migrate(self, connection: sa.Connection) -> None:
         self._lock_schema(connection)
@@ -90,15 +94,13 @@ class Database(ABC):
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except self.raised as problem:
-            # A statement that can't be right, or a rule that it breaks, is a mistake of ours.
-            original = problem.orig if isinstance(problem, DBAPIError) else problem
-            error = self.refusal(original)
-            if error is None or isinstance(problem, IntegrityError | ProgrammingError):
+        except DBAPIError as problem:
+            error = self.refusal(problem.orig)
+            if error is None:
                 raise
             if isinstance(error, GalleryDamaged):
                 self.trouble = error
-            raise error from original
+            raise error from problem.orig
         except GalleryDamaged as problem:
             self.trouble = problem
             raise
@@ -107,7 +109,8 @@ class Database(ABC):
 
     @abstractmethod
     def refusal(self, problem: BaseException | None) -> StorageUnavailable | None:
-        """What a caller is told of a driver's error; None for a mistake of ours."""
+        """What a caller is told of a driver's error; None for a mistake of ours: a statement that can't be right, or a
+        rule that it breaks."""
 
     @abstractmethod
     def collided(self, problem: StorageUnavailable) -> bool:

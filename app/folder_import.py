@@ -1,6 +1,7 @@
 """`diptych import DIR`: a folder tree straight into the gallery. Interrupted, it goes on where it was."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from app.errors import InvalidName, UsageError
 from app.models import Loaded
 from app.originals import Originals
 from app.references import NewReference, enroll_many
-from app.schemas import check_name
+from app.schemas import check_name, shown
 from app.tables import collection, identity, reference
 
 # Images that are committed together: an interruption costs at most so many embeddings.
@@ -54,7 +55,10 @@ def import_folder(
     names = [name for name, _ in files]
     held = _held(database, collection_name, names)
     items = embed_all(
-        encoder, (((name, path), path.read_bytes) for name, path in files), lambda key, sha256: (key[0], sha256) in held
+        encoder,
+        (((name, path), path.read_bytes) for name, path in files),
+        lambda key, sha256: (key[0], sha256) in held,
+        originals.keep,
     )
     with tqdm(total=len(files), desc="importing", unit="image", disable=not progress) as bar:
         while some := list(itertools.islice(items, AT_ONCE)):
@@ -62,11 +66,11 @@ def import_folder(
             for item in some:
                 name, path = item.key
                 if item.problem is not None:
-                    done.refused.append(f"{path.relative_to(root)}: {item.problem.detail}")
+                    done.refused.append(f"{printable(path.relative_to(root))}: {item.problem.detail}")
                 elif item.embedding_D is None:
                     done.held += 1
                 else:
-                    new = NewReference(path.name, item.sha256, item.embedding_D, originals.keep(item.data))
+                    new = NewReference(shown(path.name), item.sha256, item.embedding_D, item.original_id)
                     by_identity.setdefault(name, []).append(new)
                     done.enrolled += 1
             if by_identity:
@@ -84,7 +88,12 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
         try:
             yield check_name(":".join(parts[:-1])), path
         except InvalidName as problem:
-            raise UsageError(f"The folder {path.parent} can't be an identity: {problem.detail}") from None
+            raise UsageError(f"The folder {printable(path.parent)} can't be an identity: {problem.detail}") from None
+
+
+def printable(path: Path) -> str:
+    """A file's name may be any bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _held(database: Database, collection_name: str, names: list[str]) -> set[tuple[str, str]]:

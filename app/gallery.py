@@ -14,13 +14,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.errors import IdentityExists, InvalidMetadata, InvalidRequest, UnknownCollection, UnknownIdentity
 from app.statements import Statement
-from app.tables import collection, identity, leftover, reference
+from app.tables import DELETED, LIVE, collection, identity, leftover, reference
 
 MAX_METADATA_BYTES = 16 * 1024
 
-# A collection so named is deleted, and waits to be purged; no caller's name begins like that.
-DELETED = "\x7f"
-LIVE = ~collection.c.name.startswith(DELETED)
+# References of a large deleted collection that are deleted together.
 PURGED_AT_ONCE = 5000
 
 # Under each of these keys of the metadata, one of these values.
@@ -110,7 +108,8 @@ def delete_collection(connection: sa.Connection, name: str) -> None:
         gone = sa.update(collection).where(collection.c.key == key).values(name=f"{DELETED}{key}")
         connection.execute(gone)
         return
-    forget_originals(connection, reference.c.collection_key == key)
+    within = sa.select(identity.c.key).where(identity.c.collection_key == key)
+    forget_originals(connection, reference.c.identity_key.in_(within))
     connection.execute(sa.delete(collection).where(collection.c.key == key))
 
 
@@ -216,9 +215,12 @@ def list_identities(
 
 def _after(cursor: str) -> str:
     try:
-        return base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode()
+        name = base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeError):
-        raise InvalidRequest("`cursor` is none that this service gave. Leave it out to start anew.") from None
+        name = "\0"
+    if "\0" in name:
+        raise InvalidRequest("`cursor` is none that this service gave. Leave it out to start anew.")
+    return name
 
 
 def get_identity(connection: sa.Connection, collection_name: str, name: str) -> dict[str, Any]:

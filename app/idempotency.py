@@ -11,6 +11,12 @@ from app.tables import idempotency
 KEPT = timedelta(hours=24)
 
 
+def claim(connection: sa.Connection, key: str) -> None:
+    """Let nobody else answer under this key before the transaction ends, where others write at the same time."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(key, 0))))
+
+
 def recall(connection: sa.Connection, key: str, fingerprint: str) -> dict[str, Any] | None:
     """The answer given before under this Idempotency-Key. Raises `IdempotencyKeyReused` for another request."""
     row = connection.execute(

@@ -14,12 +14,11 @@ from threading import Lock
 import numpy as np
 import sqlalchemy as sa
 
-from app import gallery
 from app.matching import EmbeddingsF32
 from app.snapshots import Moment, Snapshots
 from app.sqlite import SQLite
 from app.statements import Statement
-from app.tables import change, collection, embedding, unpacked
+from app.tables import LIVE, change, collection, embedding, unpacked
 from app.vectors import EXACT_UP_TO, Approximate, Exact, Keys, Vectors, build, sampled
 
 log = logging.getLogger("uvicorn.error")
@@ -92,7 +91,7 @@ class GalleryIndex:
         if loaded is not None:
             log.warning("the index snapshot of collection %d is stale or of another gallery: ignored", collection_key)
         exact = Exact(self._dim)
-        for keys, embeddings_ND in _read(connection, _keys(connection, model_key, collection_key)):
+        for keys, embeddings_ND in _read(connection, model_key, _keys(connection, model_key, collection_key)):
             exact.add(keys, embeddings_ND)
         cached.vectors, cached.moment, cached.snapshot_at = exact, _head(connection), None
 
@@ -105,7 +104,7 @@ class GalleryIndex:
             return
         there = 0
         vectors.remove(changed)
-        for keys, embeddings_ND in _read(connection, changed):
+        for keys, embeddings_ND in _read(connection, model_key, changed):
             vectors.add(keys, embeddings_ND)
             there += len(keys)
         if there < len(changed) and cached.snapshot_at is not None:
@@ -123,7 +122,7 @@ class GalleryIndex:
             head = _head(connection)
             if head == self._tended and not closing and not self._unsaved():
                 return
-            rows = connection.execute(sa.select(collection.c.key, collection.c.reference_count).where(gallery.LIVE))
+            rows = connection.execute(sa.select(collection.c.key, collection.c.reference_count).where(LIVE))
             counts = {row.key: row.reference_count for row in rows}
         with self._lock:
             for gone in self._collections.keys() - counts.keys():
@@ -183,7 +182,9 @@ class GalleryIndex:
                 with self._database.read() as connection:
                     moment = _head(connection)
                     keys = _keys(connection, model_key, collection_key)
-                fresh: Vectors = self._build(keys) if len(keys) > EXACT_UP_TO else self._exact(keys)
+                fresh: Vectors = (
+                    self._build(model_key, keys) if len(keys) > EXACT_UP_TO else self._exact(model_key, keys)
+                )
             else:
                 fresh, moment = adopted
             saved = isinstance(fresh, Approximate) and (
@@ -204,23 +205,23 @@ class GalleryIndex:
         with self._database.read() as connection:
             return loaded if _is_in(connection, loaded[1]) else None
 
-    def _build(self, keys: Keys) -> Approximate:
+    def _build(self, model_key: int, keys: Keys) -> Approximate:
         """In short transactions, so that the log can be reset meanwhile; what changes during it is applied after."""
         log.info("building an index of %d embeddings", len(keys))
         sample = sampled(keys, len(keys))
-        learned = [part for _, part in self._parts(sample)]
-        return build(self._dim, np.concatenate(learned), self._parts(keys), len(keys))
+        learned = [part for _, part in self._parts(model_key, sample)]
+        return build(self._dim, np.concatenate(learned), self._parts(model_key, keys), len(keys))
 
-    def _exact(self, keys: Keys) -> Exact:
+    def _exact(self, model_key: int, keys: Keys) -> Exact:
         exact = Exact(self._dim)
-        for some, embeddings_ND in self._parts(keys):
+        for some, embeddings_ND in self._parts(model_key, keys):
             exact.add(some, embeddings_ND)
         return exact
 
-    def _parts(self, keys: Keys) -> Iterator[tuple[Keys, EmbeddingsF32]]:
+    def _parts(self, model_key: int, keys: Keys) -> Iterator[tuple[Keys, EmbeddingsF32]]:
         for start in range(0, len(keys), CHUNK):
             with self._database.read() as connection:
-                parts = list(_read(connection, keys[start : start + CHUNK]))
+                parts = list(_read(connection, model_key, keys[start : start + CHUNK]))
             yield from parts
 
 
@@ -255,15 +256,17 @@ def _keys(connection: sa.Connection, model_key: int, collection_key: int) -> Key
     return np.sort(np.fromiter(found, dtype=np.int64))
 
 
-def _read(connection: sa.Connection, keys: Keys) -> Iterator[tuple[Keys, EmbeddingsF32]]:
-    """Those of `keys`, which ascend, that exist, with their embeddings, so many at a time."""
+def _read(connection: sa.Connection, model_key: int, keys: Keys) -> Iterator[tuple[Keys, EmbeddingsF32]]:
+    """Those of `keys`, which ascend, that exist and are of this model, with their embeddings, so many at a time."""
     for start in range(0, len(keys), CHUNK):
         some = keys[start : start + CHUNK]
         if some[-1] - some[0] < 2 * len(some):  # nearly all of a stretch: read it through
             found = f"key BETWEEN {some[0]} AND {some[-1]}"
         else:
             found = f"key IN ({','.join(map(str, some.tolist()))})"
-        rows = connection.exec_driver_sql(f"SELECT key, vector FROM embedding WHERE {found}").all()  # noqa: S608
+        # A stretch may hold another model's too, of another number of dimensions.
+        query = f"SELECT key, vector FROM embedding WHERE {found} AND model_key = {int(model_key)}"  # noqa: S608
+        rows = connection.exec_driver_sql(query).all()
         if rows:
             there, stored = zip(*rows, strict=True)
             wanted = np.isin(there, some)

@@ -6,14 +6,14 @@ command with the old checkpoint, and short.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
 from tqdm import tqdm
 
-from app import gallery, models
+from app import models
 from app.bulk import embed_all
 from app.database import Database
 from app.encoder import Encoder
@@ -21,13 +21,14 @@ from app.errors import MigrationBlocked, UsageError
 from app.matching import EmbeddingsF32
 from app.models import Loaded
 from app.originals import Originals
-from app.references import add_embeddings
-from app.tables import collection, embedding, identity, model, reference
+from app.references import add_embeddings, those_known
+from app.tables import LIVE, collection, embedding, identity, model, reference
 
 AT_ONCE = 512
 # So few may be embedded inside the transaction that switches: others wait for it.
-LAST = 256
+LAST = 16
 SHOWN = 10
+FORGOTTEN_AT_ONCE = 20_000
 
 
 @dataclass(frozen=True)
@@ -66,60 +67,92 @@ class Migration:
             if active.model_id == self._loaded.model_id:
                 raise UsageError(f"The gallery belongs to model {active.model_id} already.")
         key = self._database.write(lambda connection: models.register(connection, self._loaded))
-        missing = self._missing(key)
-        self._check(missing)
-        done = 0
-        with tqdm(total=len(missing), desc="embedding", unit="image", disable=not progress) as bar:
+        total, done = self._check(key), 0
+        with tqdm(total=total, desc="embedding", unit="image", disable=not progress) as bar:
             while True:
                 last = self._database.write(lambda connection: self._switch(connection, key))
                 if last is not None:
                     bar.update(last)
                     return done + last
-                for start in range(0, len(missing), AT_ONCE):
-                    some = missing[start : start + AT_ONCE]
+                for some in self._pages(key):
                     found = self._embeddings(some)
-                    self._database.write(lambda c, found=found: add_embeddings(c, key, found))  # type: ignore[misc]
-                    done += len(some)
-                    bar.update(len(some))
-                missing = self._missing(key)
-                bar.total = done + len(missing)
+                    self._database.write(lambda c, found=found: self._add(c, key, found))  # type: ignore[misc]
+                    done += len(found)
+                    bar.total = max(total, done)
+                    bar.update(len(found))
 
-    def _missing(self, key: int) -> list[Missing]:
-        with self._database.read() as connection:
-            return list(_missing(connection, key))
+    def _pages(self, key: int) -> Iterator[list[Missing]]:
+        after = 0
+        while True:
+            with self._database.read() as connection:
+                some = list(_missing(connection, key, after, AT_ONCE))
+            if not some:
+                return
+            yield some
+            after = some[-1].key
+
+    @staticmethod
+    def _add(connection: sa.Connection, key: int, found: Mapping[str, EmbeddingsF32]) -> None:
+        """Raises `MigrationBlocked` where somebody deleted them all meanwhile."""
+        if (
+            connection.scalar(
+                sa.select(model.c.key).where(model.c.key == key).with_for_update(read=True, key_share=True)
+            )
+            is None
+        ):
+            raise MigrationBlocked(
+                "The embeddings of the new encoder were deleted meanwhile (--forget-others). Start again."
+            )
+        add_embeddings(connection, key, found)
 
     def _switch(self, connection: sa.Connection, key: int) -> int | None:
         """How many were embedded just before; None if that would take too long."""
         models.lock(connection)
-        last = list(_missing(connection, key, LAST + 1))
+        last = list(_missing(connection, key, 0, LAST + 1))
         if len(last) > LAST:
             return None
-        add_embeddings(connection, key, self._embeddings(last))
+        self._add(connection, key, self._embeddings(last))
         models.activate(connection, key)
         return len(last)
 
-    def _check(self, missing: Sequence[Missing]) -> None:
-        """Raises `MigrationBlocked` before anything is embedded if images are nowhere."""
-        lost = [one for one in missing if one.original_id is None and one.image_sha256 not in self._folder]
+    def _check(self, key: int) -> int:
+        """How many there are to embed. Raises `MigrationBlocked` before anything is if images are nowhere."""
+        total, lost, named = 0, 0, []
+        with self._database.read() as connection:
+            for one in _missing(connection, key):
+                total += 1
+                if one.original_id is None and one.image_sha256 not in self._folder:
+                    lost += 1
+                    named += [one] if lost <= SHOWN else []
         if lost:
             raise MigrationBlocked(
-                f"{len(lost):,} of {len(missing):,} references have no kept image, and an embedding can't be made "
-                f"from an embedding: {_named(lost)}. Give a folder with the original files by --images DIR (they are "
+                f"{lost:,} of {total:,} references have no kept image, and an embedding can't be made from an "
+                f"embedding: {_named(named, lost)}. Give a folder with the original files by --images DIR (they are "
                 "known by their bytes), or enroll these anew and delete them."
             )
+
+        return total
 
     def _embeddings(self, some: Sequence[Missing]) -> dict[str, EmbeddingsF32]:
         items = list(embed_all(self._encoder, ((one, self._reader(one)) for one in some)))
         bad = [item for item in items if item.problem is not None or item.sha256 != item.key.image_sha256]
         if bad:
+            with self._database.read() as connection:
+                there = those_known(connection, [item.key.reference_id for item in bad])
+            bad = [item for item in bad if item.key.reference_id in there]  # the others were deleted meanwhile
+        if bad:
             reasons = "; ".join(
-                f"{item.key.where}: {item.problem.detail if item.problem else 'not the image that was enrolled'}"
+                f"{item.key.where}: {item.problem.detail if item.problem else 'It is not the image that was enrolled.'}"
                 for item in bad[:SHOWN]
             )
             raise MigrationBlocked(
-                f"{len(bad):,} kept images can't be used: {reasons}. Delete these references, or enroll them anew."
+                f"{len(bad):,} kept images can't be used: {reasons} Delete these references, or enroll them anew."
             )
-        return {item.key.reference_id: item.embedding_D for item in items if item.embedding_D is not None}
+        return {
+            item.key.reference_id: item.embedding_D
+            for item in items
+            if item.embedding_D is not None and item.sha256 == item.key.image_sha256
+        }
 
     def _reader(self, one: Missing) -> Callable[[], bytes]:
         def read() -> bytes:
@@ -135,23 +168,23 @@ class Migration:
 
 def forget_others(database: Database) -> int:
     """Delete the embeddings of encoders that are not the gallery's; how many."""
+
+    def work(connection: sa.Connection) -> int:
+        models.lock(connection)  # else another one might become active between looking and deleting
+        others = sa.select(model.c.key).where(~model.c.active)
+        some = sa.select(embedding.c.key).where(embedding.c.model_key.in_(others)).limit(FORGOTTEN_AT_ONCE)
+        deleted = connection.execute(sa.delete(embedding).where(embedding.c.key.in_(some))).rowcount
+        if not deleted:
+            connection.execute(sa.delete(model).where(~model.c.active))
+        return deleted
+
     gone = 0
-    while True:
-        with database.read() as connection:
-            others = sa.select(model.c.key).where(~model.c.active)
-            keys = connection.scalars(
-                sa.select(embedding.c.key).where(embedding.c.model_key.in_(others)).limit(20_000)
-            ).all()
-        if not keys:
-            break
-        some = sa.delete(embedding).where(embedding.c.key.in_(keys))
-        database.write(lambda connection, some=some: connection.execute(some))  # type: ignore[misc]
-        gone += len(keys)
-    database.write(lambda connection: connection.execute(sa.delete(model).where(~model.c.active)))
+    while deleted := database.write(work):
+        gone += deleted
     return gone
 
 
-def _missing(connection: sa.Connection, model_key: int, limit: int | None = None) -> Iterator[Missing]:
+def _missing(connection: sa.Connection, model_key: int, after: int = 0, limit: int | None = None) -> Iterator[Missing]:
     has = sa.exists().where(embedding.c.reference_key == reference.c.key, embedding.c.model_key == model_key)
     rows = connection.execute(
         sa.select(
@@ -164,9 +197,10 @@ def _missing(connection: sa.Connection, model_key: int, limit: int | None = None
         )
         .join(identity, identity.c.key == reference.c.identity_key)
         .join(collection, collection.c.key == reference.c.collection_key)
-        .where(~has, gallery.LIVE)
+        .where(~has, LIVE, reference.c.key > after)
         .order_by(reference.c.key)
         .limit(limit)
+        .execution_options(yield_per=1000)
     )
     for row in rows:
         where = f"{row.collection}/{row.name}/{row.reference_id}"
@@ -182,6 +216,6 @@ def _by_hash(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _named(some: Sequence[Missing]) -> str:
-    more = f" and {len(some) - SHOWN:,} more" if len(some) > SHOWN else ""
-    return ", ".join(one.where for one in some[:SHOWN]) + more
+def _named(some: Sequence[Missing], of: int) -> str:
+    more = f" and {of - len(some):,} more" if of > len(some) else ""
+    return ", ".join(one.where for one in some) + more

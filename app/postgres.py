@@ -11,6 +11,8 @@ from app.errors import StorageUnavailable, UsageError
 
 CONNECT_SECONDS = 5
 STATEMENT_MILLISECONDS = 30_000
+# Mistakes of whoever set the database up, not of a statement: no right to it, no such schema, table or type.
+SET_UP = frozenset({"42501", "3F000", "42P01", "42704"})
 # Any number that others don't take: one replica migrates at a time.
 MIGRATION_LOCK = 0x6469707479636801
 
@@ -21,10 +23,11 @@ class PostgreSQL(Database):
     name = "postgresql"
     attempts = 8
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, hurried: bool = True) -> None:
+        """`hurried` statements give up after half a minute: somebody waits for a service's, not for a command's."""
         try:
             where = sa.make_url(url)
-        except sa.exc.ArgumentError:
+        except (sa.exc.ArgumentError, ValueError):
             raise UsageError("DIPTYCH_DATABASE_URL is no URL: postgresql+psycopg://USER:PASSWORD@HOST/DB.") from None
         engine = sa.create_engine(
             where,
@@ -34,7 +37,7 @@ class PostgreSQL(Database):
             pool_timeout=CONNECT_SECONDS,
             connect_args={
                 "connect_timeout": CONNECT_SECONDS,
-                "options": f"-c statement_timeout={STATEMENT_MILLISECONDS} -c client_encoding=utf8",
+                "options": f"-c statement_timeout={STATEMENT_MILLISECONDS * hurried} -c client_encoding=utf8",
             },
         )
         super().__init__(engine, f"{where.host or 'local'}/{where.database}")
@@ -59,12 +62,18 @@ class PostgreSQL(Database):
         connection.commit()
 
     def refusal(self, problem: BaseException | None) -> StorageUnavailable | None:
-        if isinstance(problem, psycopg.DataError):
+        state = getattr(problem, "sqlstate", None)
+        if state is None and (self._flavour is None or not isinstance(problem, psycopg.ProgrammingError)):
+            return StorageUnavailable(f"The gallery's database at {self.where} can't be reached.")
+        if isinstance(problem, psycopg.DataError | psycopg.IntegrityError | psycopg.ProgrammingError) and (
+            state not in SET_UP
+        ):
             return None
-        if getattr(problem, "sqlstate", None) is None:
-            return StorageUnavailable(f"The gallery's database at {self.where} can't be reached. Wait for it.")
-        first, *_ = [*str(problem).strip().splitlines(), type(problem).__name__]
-        return StorageUnavailable(f"The gallery's database at {self.where} refused: {first}")
+        return StorageUnavailable(f"The gallery's database at {self.where} refused: {_first_line(problem)}")
+
+    def said(self, problem: StorageUnavailable) -> str:
+        cause = problem.__cause__
+        return "" if cause is None or getattr(cause, "sqlstate", None) else f" {_first_line(cause)}"
 
     def collided(self, problem: StorageUnavailable) -> bool:
         state = getattr(problem.__cause__, "sqlstate", None)
@@ -83,3 +92,7 @@ class PostgreSQL(Database):
 
     def _lock_schema(self, connection: sa.Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+
+
+def _first_line(problem: BaseException | None) -> str:
+    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)

@@ -15,7 +15,7 @@ from app.errors import NoReferences, UnknownReference
 from app.matching import EmbeddingsF32
 from app.models import Loaded
 from app.statements import Statement
-from app.tables import collection, embedding, identity, leftover, reference
+from app.tables import LIVE, collection, embedding, identity, leftover, reference
 from app.weak_spots import Enrolled
 
 # Values in one `IN (...)`; SQLite allows 32,766.
@@ -87,28 +87,35 @@ def enroll(
 
 
 def enroll_many(
-    connection: sa.Connection, collection_name: str, by_identity: Mapping[str, Sequence[NewReference]], loaded: Loaded
+    connection: sa.Connection,
+    collection_name: str,
+    by_identity: Mapping[str, Sequence[NewReference]],
+    loaded: Loaded,
+    metadata: Mapping[str, dict[str, Any]] | None = None,
 ) -> list[dict[str, str]]:
-    """`enroll` for many identities of a collection at once."""
+    """`enroll` for many identities of a collection at once; those that are new get their metadata."""
     model_key = models.adopt(connection, loaded)
     within = gallery.ensure_collection(connection, collection_name)
-    return _add(connection, model_key, within, _identities(connection, within, by_identity))
+    return _add(connection, model_key, within, _identities(connection, within, by_identity, metadata or {}))
 
 
 def _identities(
-    connection: sa.Connection, within: int, by_identity: Mapping[str, Sequence[NewReference]]
+    connection: sa.Connection,
+    within: int,
+    by_identity: Mapping[str, Sequence[NewReference]],
+    metadata: Mapping[str, dict[str, Any]],
 ) -> dict[int, Sequence[NewReference]]:
     def known() -> dict[str, int]:
         columns = sa.select(identity.c.name, identity.c.key)
         return {
             row.name: row.key
-            for some in _chunks(list(by_identity))
+            for some in chunks(list(by_identity))
             for row in connection.execute(columns.where(identity.c.collection_key == within, identity.c.name.in_(some)))
         }
 
     found = known()
-    new = {"collection_key": within, "metadata": {}, "created_at": gallery.now()}
-    missing = [{**new, "name": name} for name in by_identity if name not in found]
+    new = {"collection_key": within, "created_at": gallery.now()}
+    missing = [{**new, "name": name, "metadata": metadata.get(name, {})} for name in by_identity if name not in found]
     if missing:
         connection.execute(sa.insert(identity), missing)
         found = known()
@@ -173,9 +180,9 @@ def _held(
         return {one: (row[0], row[1]) for one, row in found if row is not None}
     held: dict[tuple[int, str], tuple[str, str | None]] = {}
     columns = (reference.c.identity_key, reference.c.image_sha256, reference.c.reference_id, reference.c.original_id)
-    for keys in _chunks(list(by_identity)):
+    for keys in chunks(list(by_identity)):
         # Of few identities the images alone are asked for: one of them may have a thousand.
-        for some in _chunks([image.image_sha256 for key in keys for image in by_identity[key]]):
+        for some in chunks([image.image_sha256 for key in keys for image in by_identity[key]]):
             query = sa.select(*columns).where(reference.c.identity_key.in_(keys), reference.c.image_sha256.in_(some))
             held |= {(row[0], row[1]): (row[2], row[3]) for row in connection.execute(query)}
     return held
@@ -183,12 +190,16 @@ def _held(
 
 def add_embeddings(connection: sa.Connection, model_key: int, by_id: Mapping[str, EmbeddingsF32]) -> None:
     """Embeddings of one model for references that have none of it yet, by reference_id."""
-    for some in _chunks(list(by_id)):
+    for some in chunks(list(by_id)):
         has = sa.exists().where(embedding.c.reference_key == reference.c.key, embedding.c.model_key == model_key)
         found = sa.select(
             reference.c.key, reference.c.reference_id, reference.c.identity_key, reference.c.collection_key
         )
-        rows = connection.execute(found.where(reference.c.reference_id.in_(some), ~has)).all()
+        # Locked against deletion, where others write meanwhile: an embedding needs its reference.
+        wanted = found.where(reference.c.reference_id.in_(some), ~has).with_for_update(
+            read=True, key_share=True, of=reference
+        )
+        rows = connection.execute(wanted).all()
         if rows:
             new = [
                 {
@@ -206,7 +217,7 @@ def add_embeddings(connection: sa.Connection, model_key: int, by_id: Mapping[str
 def _count(connection: sa.Connection, within: int, identity_keys: Sequence[int]) -> None:
     keys, came = np.unique(np.asarray(identity_keys, dtype=np.int64), return_counts=True)
     empty = 0
-    for some in _chunks(keys.tolist()):
+    for some in chunks(keys.tolist()):
         query = sa.select(sa.func.count()).where(identity.c.key.in_(some), identity.c.reference_count == 0)
         empty += connection.scalar(query) or 0
     connection.execute(
@@ -218,10 +229,10 @@ def _count(connection: sa.Connection, within: int, identity_keys: Sequence[int])
     gallery.count(connection, within, references=len(identity_keys), searchable=empty)
 
 
-def references_of(connection: sa.Connection, collection_name: str, name: str, model_id: str) -> StoredReferences:
+def references_of(connection: sa.Connection, collection_name: str, name: str, loaded: Loaded) -> StoredReferences:
     """Raises `UnknownCollection`, `UnknownIdentity`, `ModelMismatch`, or `NoReferences` if there are none left."""
     key = gallery.identity_key(connection, collection_name, name)
-    model_key = models.key_of(connection, model_id)
+    model_key = models.key_of(connection, loaded)
     rows = connection.execute(
         sa.select(reference.c.reference_id, embedding.c.vector)
         .join(embedding, embedding.c.reference_key == reference.c.key)
@@ -233,9 +244,9 @@ def references_of(connection: sa.Connection, collection_name: str, name: str, mo
     return StoredReferences([row.reference_id for row in rows], np.stack([row.vector for row in rows]))
 
 
-def references_by_collection(connection: sa.Connection, model_id: str) -> Iterator[list[Enrolled]]:
+def references_by_collection(connection: sa.Connection, loaded: Loaded) -> Iterator[list[Enrolled]]:
     """All references, one collection at a time, by name. Raises `ModelMismatch`."""
-    model_key = models.key_of(connection, model_id)
+    model_key = models.key_of(connection, loaded)
     rows = connection.execute(
         sa.select(
             collection.c.name.label("collection"),
@@ -247,7 +258,7 @@ def references_by_collection(connection: sa.Connection, model_id: str) -> Iterat
         .join(reference, reference.c.key == embedding.c.reference_key)
         .join(identity, identity.c.key == reference.c.identity_key)
         .join(collection, collection.c.key == reference.c.collection_key)
-        .where(embedding.c.model_key == model_key, gallery.LIVE)
+        .where(embedding.c.model_key == model_key, LIVE)
         .order_by(collection.c.name, reference.c.key)
     )
     for _, of_one in itertools.groupby(rows, key=lambda row: row.collection):
@@ -257,6 +268,8 @@ def references_by_collection(connection: sa.Connection, model_id: str) -> Iterat
 def delete_reference(connection: sa.Connection, collection_name: str, name: str, reference_id: str) -> None:
     """Raises `UnknownCollection`, `UnknownIdentity` or `UnknownReference`."""
     key = gallery.identity_key(connection, collection_name, name, lock=True)
+    if "\0" in reference_id:  # which PostgreSQL can't even be asked for
+        raise UnknownReference(f"The identity {name!r} has no reference {reference_id!r}.")
     this = sa.and_(reference.c.identity_key == key, reference.c.reference_id == reference_id)
     gallery.forget_originals(connection, this)
     if not connection.execute(sa.delete(reference).where(this)).rowcount:
@@ -266,5 +279,15 @@ def delete_reference(connection: sa.Connection, collection_name: str, name: str,
     gallery.count(connection, within, references=-1, searchable=-int(left == 0))
 
 
-def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def those_known(connection: sa.Connection, reference_ids: Sequence[str]) -> set[str]:
+    """Which of these ids references have."""
+    known = sa.select(reference.c.reference_id)
+    return {
+        found
+        for some in chunks(reference_ids)
+        for found in connection.scalars(known.where(reference.c.reference_id.in_(some)))
+    }
+
+
+def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))

@@ -7,6 +7,7 @@ import click
 from app import checkpoint as format_1
 from app.calibration import Calibration
 from app.errors import InvalidRequest, ModelMismatch, NotSupported, UsageError
+from app.models import Loaded
 from app.references import references_by_collection
 from app.serving import open_database
 from app.settings import read_settings
@@ -26,11 +27,14 @@ def report_on(target_fmr: float | None, **given: Any) -> list[dict[str, Any]]:
         chosen = Calibration(checkpoint).choose(target_fmr=target_fmr)
     except (InvalidRequest, NotSupported) as problem:
         raise UsageError(problem.detail) from None
-    database = open_database(settings)
+    about = checkpoint.description
+    database = open_database(settings, hurried=False)
     documents = []
     try:
         with database.read() as connection:
-            collections = list(references_by_collection(connection, checkpoint.description.model_id))
+            collections = list(
+                references_by_collection(connection, Loaded(about.model_id, about.embedding_dim, settings.checkpoint))
+            )
     except ModelMismatch as mismatch:
         raise UsageError(f"{mismatch.detail} Give it with --checkpoint.") from None
     finally:

@@ -16,6 +16,8 @@ from app.matching import MAX_DISTANCE, OperatingPoint, ThresholdSource, Verdict
 NAME_LENGTH = 128
 NAME_RULE = f"1 to {NAME_LENGTH} characters, no control characters, no `/`, not `.` or `..`"
 METADATA_DEPTH = 16
+FILENAME_LENGTH = 255
+FILTER_KEYS, FILTER_VALUES = 16, 100
 
 
 def check_name(name: str) -> str:
@@ -25,6 +27,12 @@ def check_name(name: str) -> str:
     if forbidden or name in (".", "..") or not 1 <= len(name) <= NAME_LENGTH:
         raise InvalidName(f"{name[:40]!r} is not allowed as a name: use {NAME_RULE}.")
     return name
+
+
+def shown(filename: str | None) -> str:
+    """A caller's name for a file, kept only to be shown again: without path, without what can't be printed."""
+    name = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(c for c in name if c.isprintable())[:FILENAME_LENGTH] or "image"
 
 
 def check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +80,7 @@ def parse_filter(text: str | None) -> dict[str, list[Any]] | None:
     """
     if text is None:
         return None
-    where = {}
+    where: dict[str, list[Any]] = {}
     for key, wanted in parse_metadata(text, "filter").items():
         values = wanted if isinstance(wanted, list) else [wanted]
         if not values or not all(isinstance(value, str | bool | int | float) for value in values):
@@ -81,7 +89,13 @@ def parse_filter(text: str | None) -> dict[str, list[Any]] | None:
             )
         if any(isinstance(value, int) and abs(value) >= 2**63 for value in values):
             raise InvalidMetadata(f"`filter` asks {key[:40]!r} for a number that is too large.")
+        if len(values) > FILTER_VALUES:
+            raise InvalidMetadata(
+                f"`filter` gives {key[:40]!r} {len(values)} values; at most {FILTER_VALUES} are allowed."
+            )
         where[key] = values
+    if len(where) > FILTER_KEYS:
+        raise InvalidMetadata(f"`filter` has {len(where)} keys; at most {FILTER_KEYS} are allowed.")
     return where
 
 

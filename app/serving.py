@@ -33,10 +33,13 @@ class Serving:
         return self.description.model_id
 
 
-def open_database(settings: Settings) -> Database:
-    """The gallery's database, migrated. Raises `UsageError` where it can't be opened."""
+def open_database(settings: Settings, *, hurried: bool = True) -> Database:
+    """The gallery's database, migrated. Raises `UsageError` where it can't be opened.
+
+    Commands are not `hurried`: what they ask may take its time.
+    """
     if settings.is_postgresql:
-        database: Database = PostgreSQL(settings.database_url or "")
+        database: Database = PostgreSQL(settings.database_url or "", hurried=hurried)
     else:
         database = SQLite(settings.sqlite_path)
     try:
@@ -76,11 +79,11 @@ def _proposer(database: Database, settings: Settings, encoder: Encoder) -> Propo
     return ByPgvector(database.flavour, encoder.embedding_dim)
 
 
-def check_gallery(database: Database, model_id: str, checkpoint: str) -> None:
+def check_gallery(database: Database, loaded: Loaded, checkpoint: str) -> None:
     """Refuse a gallery that this checkpoint can't be compared with. Raises `UsageError`."""
     try:
         with database.read() as connection:
-            models.key_of(connection, model_id)
+            models.key_of(connection, loaded)
     except ModelMismatch as mismatch:
         raise UsageError(
             f"The gallery {database.where} can't be served with the checkpoint {checkpoint!r}: {mismatch.detail} "

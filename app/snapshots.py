@@ -26,6 +26,8 @@ log = logging.getLogger("uvicorn.error")
 FORMAT = 1
 # A file that nobody has written to for so long belongs to nobody.
 ABANDONED_SECONDS = 600
+# Where one could not be written, another try soon would fill the disk and fail again.
+AGAIN_AFTER_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,15 @@ class Snapshots:
     def __init__(self, directory: Path, model_id: str) -> None:
         self._directory = directory
         self._model_id = model_id
+        self._not_before = 0.0
 
     def _path(self, collection_key: int) -> Path:
         return self._directory / f"{collection_key}.snapshot"
 
     def save(self, collection_key: int, vectors: Approximate, moment: Moment) -> bool:
         """Write and sync, then take the place of the one before. False where the disk refuses; nothing is lost."""
+        if time.monotonic() < self._not_before:
+            return False
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".writing-") as body:
@@ -80,6 +85,7 @@ class Snapshots:
                         raise
         except (OSError, RuntimeError) as problem:
             log.warning("no snapshot of the index was written: %s", problem)
+            self._not_before = time.monotonic() + AGAIN_AFTER_SECONDS
             return False
         return True
 

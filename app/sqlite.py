@@ -6,6 +6,7 @@ reset the log at once (https://sqlite.org/wal.html#walresetbug).
 
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,13 +32,14 @@ REFUSALS = {
     "disk i/o error": "The disk refused the gallery's database: full, over a quota, or failing. Nothing was changed.",
 }
 DAMAGE = ("malformed", "not a database")
+# Beside the database while a backup takes its place.
+RESTORING = ".restoring"
 
 
 class SQLite(Database):
     """Connections to one file, which all processes on this machine may share."""
 
     name = "sqlite"
-    raised = (DBAPIError, pysqlite3.Error)
 
     def __init__(self, path: Path) -> None:
         try:
@@ -49,6 +51,10 @@ class SQLite(Database):
             ) from None
         self.path = path
         self._in_use = in_use(path, exclusively=False)
+        if not path.exists() and path.with_name(RESTORING).exists():
+            if self._in_use is not None:
+                self._in_use.close()
+            raise UsageError(f"A restore into {path.parent} was interrupted: run the same diptych restore again.")
         engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(path)),
             module=pysqlite3,
@@ -62,6 +68,8 @@ class SQLite(Database):
         self._writing = engine.execution_options(writes=True)
 
     def refusal(self, problem: BaseException | None) -> StorageUnavailable | None:
+        if isinstance(problem, pysqlite3.IntegrityError | pysqlite3.ProgrammingError):
+            return None
         said = str(problem).lower()
         if any(words in said for words in DAMAGE):
             return GalleryDamaged(
@@ -100,7 +108,7 @@ class SQLite(Database):
     def copy_to(self, path: Path) -> None:
         """Write a copy, as the database is at one moment, to a new file; others may read and write meanwhile."""
         with self._translated(), self._engine.connect() as connection:
-            raw(connection).execute("VACUUM INTO ?", (str(path),))
+            rows(connection, "VACUUM INTO ?", (str(path),))
 
     def _reader(self) -> sa.Engine:
         return self._engine
@@ -122,10 +130,14 @@ def in_use(path: Path, *, exclusively: bool) -> IO[bytes] | None:
 
     None where there can't be one (a read-only directory; SQLite says so itself). Raises `GalleryInUse`.
     """
+    lock = path.with_name(path.name + ".lock")
     try:
-        held = path.with_name(path.name + ".lock").open("ab")
+        held: IO[bytes] = lock.open("ab")
     except OSError:
-        return None
+        try:
+            held = lock.open("rb")  # another user's: locking takes no more
+        except OSError:
+            return None
     try:
         fcntl.flock(held, (fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
@@ -156,6 +168,11 @@ def _begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def raw(connection: sa.Connection) -> Any:
-    """The driver's own connection behind one of SQLAlchemy's, in the same transaction."""
-    return connection.connection.driver_connection
+def rows(connection: sa.Connection, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """What the driver itself answers, in the same transaction, with its errors as SQLAlchemy raises them."""
+    driver: Any = connection.connection.driver_connection
+    try:
+        found: list[tuple[Any, ...]] = driver.execute(sql, values).fetchall()
+    except pysqlite3.Error as problem:
+        raise DBAPIError.instance(sql, None, problem, pysqlite3.Error) from problem
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from app.sqlite import raw
+from app.sqlite import rows
 
 _DIALECT = sqlite.dialect(paramstyle="qmark")
 
@@ -38,24 +38,23 @@ class Statement:
         """All rows."""
         if connection.dialect.name != "sqlite":
             return connection.execute(self._statement, parameters).all()
-        rows: list[tuple[Any, ...]] = self._run(connection, parameters).fetchall()
-        return rows
+        return rows(connection, self._sql, self._values(parameters))
 
     def first(self, connection: sa.Connection, **parameters: Any) -> Sequence[Any] | None:
         """The first row, if there is one."""
-        rows = self.all(connection, **parameters)
-        return rows[0] if rows else None
+        found = self.all(connection, **parameters)
+        return found[0] if found else None
 
     def run(self, connection: sa.Connection, **parameters: Any) -> None:
         """For what it does."""
         if connection.dialect.name != "sqlite":
             connection.execute(self._statement, parameters)
         else:
-            self._run(connection, parameters)
+            rows(connection, self._sql, self._values(parameters))
 
-    def _run(self, connection: sa.Connection, parameters: dict[str, Any]) -> Any:
+    def _values(self, parameters: dict[str, Any]) -> list[Any]:
         values = []
         for name, default, process in self._binds:
             value = parameters.get(name, default)
             values.append(value if process is None else process(value))
-        return raw(connection).execute(self._sql, values)
+        return values

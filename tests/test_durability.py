@@ -174,10 +174,11 @@ def test_a_locked_database_is_answered_with_503_and_served_again_afterwards(serv
     ],
 )
 def test_a_setting_that_cannot_be_served_ends_with_one_line_and_status_2(
-    environment: dict[str, str], words: str
+    environment: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     """Not with a traceback, and not with a service that is open to all."""
-    done = diptych("serve", **{"DIPTYCH_CHECKPOINT": str(GOLDEN), "DIPTYCH_PORT": "0", **environment})
+    usual = {"DIPTYCH_CHECKPOINT": str(GOLDEN), "DIPTYCH_PORT": "0", "DIPTYCH_DATA_DIR": str(tmp_path / "data")}
+    done = diptych("serve", **{**usual, **environment})
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert done.stderr.count("\n") == 1

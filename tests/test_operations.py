@@ -1,6 +1,5 @@
 """The life of a gallery: kept images, import and export, backup and restore, another encoder. Real commands."""
 
-import gzip
 import json
 import os
 import shutil
@@ -143,8 +142,11 @@ def test_a_folder_tree_is_imported_and_goes_on_where_it_was(serve: Serve, tmp_pa
     tree = tmp_path / "tree"
     shutil.copytree(EVALUATION / "Angelic", tree / "Angelic")
     (tree / "Angelic" / "character01" / "notes.txt").write_text("no image")
+    strange = os.fsencode(tree / "Angelic" / "character01") + b"/\xff\xfe.png"
+    with open(strange, "wb") as file:  # noqa: PTH123  a name that is no Unicode
+        file.write(KANNADA[0].read_bytes())
     out = run("import", tree, "--data-dir", data, "--checkpoint", GOLDEN, "--collection", "letters")
-    count = len(list(EVALUATION.glob("Angelic/*/*.png")))
+    count = len(list(EVALUATION.glob("Angelic/*/*.png"))) + 1
     assert f"{count} images enrolled" in out and "1 files refused" in out and "notes.txt" in out
     found = service.search(ANGELIC[0], collection="letters").json()
     assert found["matches"][0]["identity"] == "Angelic:character01" and found["matches"][0]["distance"] < 1e-6
@@ -179,27 +181,14 @@ def test_an_export_imported_elsewhere_answers_as_before(
     assert set(kept_files(elsewhere)) == set(kept_files(tmp_path / "data"))
 
 
-def test_an_export_that_is_cut_off_or_altered_is_named(serve: Serve, tmp_path: Path) -> None:
+def test_an_export_that_is_cut_off_is_named(serve: Serve, tmp_path: Path) -> None:
     """In one line, with status 2."""
     service = serve()
     enroll_three(service)
-    whole = tmp_path / "all.jsonl"
+    whole = tmp_path / "all.jsonl.gz"
     run("export", whole, "--data-dir", tmp_path / "data")
-    lines = whole.read_text().splitlines(keepends=True)
-    broken = {
-        "cut off": lines[:-1],
-        "lacks lines": [*lines[:2], *lines[3:]],
-        "line 3": [*lines[:2], lines[2].replace('"collection"', '"colection"'), *lines[3:]],
-        "no export": lines[1:],
-        "unit embedding": [*lines[:1], lines[1].replace('"embedding": "', '"embedding": "AAAA'), *lines[2:]],
-    }
-    for words, content in broken.items():
-        (tmp_path / "broken.jsonl").write_text("".join(content))
-        done = diptych("import", tmp_path / "broken.jsonl", "--quiet", "--data-dir", tmp_path / words.replace(" ", ""))
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert words in done.stderr
-    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode())[:300])
-    done = diptych("import", tmp_path / "torn.jsonl.gz", "--quiet", "--data-dir", tmp_path / "torn")
+    whole.write_bytes(whole.read_bytes()[:-300])
+    done = diptych("import", whole, "--quiet", "--data-dir", tmp_path / "torn")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -363,7 +352,11 @@ def test_an_interrupted_migration_goes_on_where_it_was(
     database = SQLite(data / "diptych.db")
     encoder = Encoder(format_1.load(str(trained)))
     migration = migrate.Migration(
-        database, Originals(data, "yes"), encoder, Loaded(encoder.model_id, encoder.embedding_dim, str(trained)), None
+        database,
+        Originals(data, "yes", database),
+        encoder,
+        Loaded(encoder.model_id, encoder.embedding_dim, str(trained)),
+        None,
     )
     embed = migration._embeddings
     calls: list[Any] = []
@@ -388,7 +381,7 @@ def test_a_kept_image_that_is_damaged_stops_a_migration_by_name(serve: Serve, tr
     enroll_three(service)
     expected = answers(service)
     with pysqlite3.connect(data / "diptych.db") as connection:
-        (original,) = connection.execute("SELECT original_id FROM reference LIMIT 1").fetchone()
+        (original,) = connection.execute("SELECT original_id FROM reference ORDER BY key LIMIT 1").fetchone()
     connection.close()
     (path,) = (data / "originals").rglob(original)
     path.write_bytes(path.read_bytes()[:-20])

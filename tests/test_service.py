@@ -3,7 +3,9 @@
 import io
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -334,12 +336,44 @@ def test_a_filter_restricts_a_search_to_identities_with_that_metadata(service: S
         '{"a": [[1]]}',
         '{"a": 1e999}',
         '{"a": 99999999999999999999}',
+        json.dumps({"a": list(range(101))}),
+        json.dumps({str(n): n for n in range(17)}),
     ],
 )
 def test_a_filter_that_cannot_be_asked_is_refused(service: Service, where: str) -> None:
     """With what is allowed."""
     service.enroll("a", A[0], collection="asked")
     assert_problem(service.search(A[0], collection="asked", filter=where), 422, "invalid_metadata")
+
+
+def test_a_filter_may_ask_for_all_that_it_is_allowed_to(service: Service) -> None:
+    """Sixteen keys of a hundred values each."""
+    service.enroll("a", A[0], collection="wide", metadata=json.dumps({str(n): n for n in range(16)}))
+    where = {str(n): list(range(100)) for n in range(16)}
+    assert service.search(A[0], collection="wide", filter=json.dumps(where)).json()["gallery_size"] == 1
+
+
+def test_the_same_request_twice_at_once_is_one_enrolment(service: Service) -> None:
+    """Under one Idempotency-Key: both get the same answer."""
+    files = {"images": (A[0].name, A[0].read_bytes())}
+
+    def enroll(_: int) -> tuple[int, Any]:
+        form = {"identity": "a", "collection": "at-once"}
+        key = {"Idempotency-Key": "at-once"}
+        response = httpx.post(f"{service.client.base_url}/enroll", data=form, files=files, headers=key, timeout=30)
+        return response.status_code, response.json()
+
+    with ThreadPoolExecutor(6) as pool:
+        (status, answer), *others = pool.map(enroll, range(6))
+    assert status == 201 and all(other == (status, answer) for other in others)
+
+
+def test_nul_in_a_path_or_a_cursor_is_no_error_of_ours(service: Service) -> None:
+    """PostgreSQL can't carry it."""
+    service.enroll("a", A[0], collection="nul")
+    base = "/collections/nul/identities"
+    assert_problem(service.client.delete(f"{base}/a/references/x%00y"), 404, "unknown_reference")
+    assert_problem(service.client.get(base, params={"cursor": "AGE="}), 422, "invalid_request")
 
 
 def test_top_k_counts_identities(service: Service) -> None:

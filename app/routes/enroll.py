@@ -13,11 +13,9 @@ from app.errors import ImageError, NothingEnrolled, TooManyImages
 from app.originals import Originals
 from app.references import NewReference
 from app.references import enroll as gallery_enroll
-from app.schemas import CollectionForm, EnrollAnswer, IdentityForm, parse_metadata
+from app.schemas import CollectionForm, EnrollAnswer, IdentityForm, parse_metadata, shown
 
 router = APIRouter(tags=["gallery"], dependencies=[Depends(strict_form)])
-
-FILENAME_LENGTH = 255
 
 
 @router.post("/enroll", response_model=EnrollAnswer, status_code=201, form_limits={"max_files": 1001, "max_fields": 16})
@@ -57,7 +55,7 @@ def enroll(
     accepted: list[NewReference] = []
     rejected: list[dict[str, str]] = []
     for upload, result in zip(images, pipeline.embed_each(serving.encoder, images), strict=True):
-        name = _filename(upload)
+        name = shown(upload.filename)
         if isinstance(result, ImageError):
             rejected.append({"filename": name, "code": result.code, "detail": result.detail})
         else:
@@ -69,6 +67,7 @@ def enroll(
     def work(connection: sa.Connection) -> dict[str, Any]:
         if idempotency_key is not None:
             # Again, now alone: the same request may have come twice at once.
+            idempotency.claim(connection, idempotency_key)
             before = idempotency.recall(connection, idempotency_key, fingerprint)
             if before is not None:
                 return before
@@ -91,12 +90,6 @@ def _keep(originals: Originals, upload: UploadFile) -> str | None:
         return None
     upload.file.seek(0)
     return originals.keep(upload.file.read())
-
-
-def _filename(upload: UploadFile) -> str:
-    """The caller's name for the file, kept only to be shown again: without path, without control characters."""
-    name = (upload.filename or "").replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(c for c in name if c.isprintable())[:FILENAME_LENGTH] or "image"
 
 
 def _fingerprint(collection: str, identity: str, metadata: dict[str, Any], images: list[UploadFile]) -> str:

@@ -51,11 +51,11 @@ def search(
     where = parse_filter(filter)
     with database.read() as connection:  # before decoding: an unknown name costs nothing to refuse
         gallery.collection_key(connection, collection)
-        models.key_of(connection, serving.model_id)
+        models.key_of(connection, serving.loaded)
     (probe,) = pipeline.embed(serving.encoder, ("image", image))
     with database.read() as connection:
         key = gallery.collection_key(connection, collection)
-        model_key = models.key_of(connection, serving.model_id)
+        model_key = models.key_of(connection, serving.loaded)
         hits = find(connection, serving.proposer, model_key, key, probe.embedding_D, top_k, where)
         gallery_size, references = gallery.searched(connection, key, where)
     calibration = serving.calibration

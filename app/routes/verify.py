@@ -65,7 +65,7 @@ def verify(
     elif identity is not None:
         # Before decoding: an unknown name costs nothing to refuse.
         with database.read() as connection:
-            stored = references_of(connection, collection, identity, serving.model_id)
+            stored = references_of(connection, collection, identity, serving.loaded)
         (probe,) = pipeline.embed(serving.encoder, ("image_a", image_a))
         to_each = distances(probe.embedding_D, stored.embeddings_RD)
         nearest, compared = int(to_each.argmin()), len(to_each)

@@ -14,9 +14,9 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from app import gallery, models, references
+from app import gallery, migrate, models, references
 from app.database import SCHEMA, Database
-from app.errors import GalleryDamaged, StorageUnavailable, UsageError
+from app.errors import GalleryDamaged, ModelMismatch, StorageUnavailable, UsageError
 from app.models import Loaded
 from app.postgres import PostgreSQL
 from app.references import NewReference
@@ -77,7 +77,7 @@ def test_a_gallery_of_schema_0001_is_brought_up_with_all_that_is_in_it(tmp_path:
     with database.read() as connection:
         active = models.active(connection)
         assert active is not None and active.embedding_dim == 4
-        stored = references.references_of(connection, "c", "a", active.model_id)
+        stored = references.references_of(connection, "c", "a", Loaded(active.model_id, 4, ""))
         assert gallery.searched(connection, gallery.collection_key(connection, "c")) == (2, 5)
         identities, _ = gallery.list_identities(connection, "c", 10, None)
     np.testing.assert_array_equal(stored.embeddings_RD, np.stack([vector(n) for n in range(3)]))
@@ -162,7 +162,7 @@ def test_a_large_collection_is_gone_at_once_and_purged_bit_by_bit(
     database.write(lambda connection: gallery.delete_collection(connection, "c"))
     with database.read() as connection:
         assert gallery.list_collections(connection) == []
-        assert list(references.references_by_collection(connection, "model")) == []
+        assert list(references.references_by_collection(connection, LOADED)) == []
     enroll(database, "new", 2)
     turns = 0
     while database.write(gallery.purge):
@@ -197,7 +197,7 @@ def test_many_enrolled_at_once_are_as_if_enrolled_one_by_one(database: Database)
         identities, _ = gallery.list_identities(connection, "c", 10, None)
         assert [(one["identity"], one["references"]) for one in identities] == [("a", 2), ("b", 1), ("none", 0)]
         assert gallery.searched(connection, gallery.collection_key(connection, "c")) == (2, 3)
-        stored = references.references_of(connection, "c", "a", "model")
+        stored = references.references_of(connection, "c", "a", LOADED)
     np.testing.assert_array_equal(stored.embeddings_RD, np.stack([vector(0), vector(1)]))
 
 
@@ -223,6 +223,64 @@ def test_a_transaction_that_collided_with_others_is_tried_again(postgres: Callab
         identities, _ = gallery.list_identities(connection, "c", 10, None)
     assert [one["identity"] for one in identities] == ["400013"]
     database.close()
+
+
+def test_an_encoder_that_the_gallery_knows_otherwise_is_refused(database: Database) -> None:
+    """A file may have been imported that lies about how many numbers its embeddings have."""
+    enroll(database, "a", 1)
+    liar = Loaded(LOADED.model_id, 5, "")
+    image = NewReference("f", "x", np.eye(5, dtype=np.float32)[0])
+    with pytest.raises(ModelMismatch, match="wrong about it"):
+        database.write(lambda c: references.enroll(c, "c", "b", {}, [image], liar))
+    with pytest.raises(ModelMismatch), database.read() as connection:
+        models.key_of(connection, liar)
+
+
+def test_encoders_that_were_left_are_forgotten_and_no_other(database: Database) -> None:
+    """Their embeddings and their names; the one that answers stays as it is."""
+    enroll(database, "a", 3)
+    other = database.write(lambda c: models.register(c, Loaded("other", 5, "")))
+    with database.read() as connection:
+        ids = connection.scalars(sa.select(reference.c.reference_id)).all()
+    new = {one: np.eye(5, dtype=np.float32)[0] for one in ids}
+    database.write(lambda c: references.add_embeddings(c, other, new))
+    assert (migrate.forget_others(database), migrate.forget_others(database)) == (3, 0)
+    with database.read() as connection:
+        assert len(references.references_of(connection, "c", "a", LOADED).reference_ids) == 3
+        assert connection.scalars(sa.select(models.model.c.model_id)).all() == [LOADED.model_id]
+
+
+def test_a_restore_that_was_interrupted_is_no_empty_gallery(tmp_path: Path) -> None:
+    """The old database is aside, the new one not in place: a start says so."""
+    (tmp_path / ".restoring").mkdir()
+    with pytest.raises(UsageError, match="run the same diptych restore again"):
+        SQLite(tmp_path / "gallery.db")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql+psycopg://h:port/db", "postgresql+psycopg://u:secret@127.0.0.1:9/db", "postgresql+psycopg://?x=1"],
+)
+def test_a_database_that_cannot_be_reached_is_named_without_its_password(url: str) -> None:
+    """One line for whoever starts the service."""
+    with pytest.raises(UsageError) as refused:
+        PostgreSQL(url).migrate()
+    assert "secret" not in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_database_that_one_may_not_write_to_is_named(postgres: Callable[[], str]) -> None:
+    """A right that was forgotten is the operator's to mend, and no mistake of ours."""
+    url = postgres()
+    owner = PostgreSQL(url)
+    owner.migrate()
+    owner.write(lambda c: c.exec_driver_sql("DROP ROLE IF EXISTS guest"))
+    owner.write(lambda c: c.exec_driver_sql("CREATE ROLE guest LOGIN"))
+    guest = PostgreSQL(sa.make_url(url).set(username="guest").render_as_string(hide_password=False))
+    with pytest.raises(UsageError, match="permission denied"):
+        guest.migrate()
+    for one in (owner, guest):
+        one.close()
 
 
 def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
@@ -259,7 +317,7 @@ def test_an_embedding_that_is_not_what_was_written_is_refused(sqlite: SQLite) ->
     stored[5] ^= 1
     sqlite.write(lambda connection: connection.exec_driver_sql("UPDATE embedding SET vector = ?", (bytes(stored),)))
     with pytest.raises(GalleryDamaged), sqlite.read() as connection:
-        references.references_of(connection, "c", "a", "model")
+        references.references_of(connection, "c", "a", LOADED)
     assert isinstance(sqlite.trouble, GalleryDamaged)
 
 

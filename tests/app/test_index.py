@@ -19,7 +19,7 @@ from app.nearest import ByFaiss, ByPgvector, Proposer
 from app.postgres import PostgreSQL
 from app.references import NewReference
 from app.sqlite import SQLite
-from app.tables import embedding
+from app.tables import embedding, reference
 
 DIM = 8
 MODEL = "model"
@@ -47,7 +47,7 @@ def brute_force(database: Database, probe: np.ndarray) -> list[tuple[str, float]
     """Each identity's nearest reference, by reading all of the database."""
     found: dict[str, float] = {}
     with database.read() as connection:
-        for enrolled in references.references_by_collection(connection, MODEL):
+        for enrolled in references.references_by_collection(connection, LOADED):
             away = distances(probe, np.stack([one.embedding_D for one in enrolled]))
             for one, distance in zip(enrolled, away.tolist(), strict=True):
                 found[one.identity] = min(distance, found.get(one.identity, 2.0))
@@ -59,7 +59,7 @@ def search(
 ) -> list[tuple[str, float]]:
     with database.read() as connection:
         key = gallery.collection_key(connection, "c")
-        model_key = models.key_of(connection, MODEL)
+        model_key = models.key_of(connection, LOADED)
         hits = nearest.find(connection, proposer, model_key, key, probe, k, where)
     return [(hit.identity, hit.distance) for hit in hits]
 
@@ -180,12 +180,26 @@ def test_references_of_another_model_are_never_compared(database: Database, tmp_
     rng = np.random.default_rng(0)
     enroll(database, "a", [unit(rng)])
     with database.read() as connection, pytest.raises(models.ModelMismatch):
-        models.key_of(connection, "another model")
+        models.key_of(connection, Loaded("another model", DIM, ""))
     other = Loaded("another model", DIM, "")
     with pytest.raises(models.ModelMismatch):
         database.write(lambda c: references.enroll(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
     database.write(lambda c: gallery.delete_collection(c, "c"))
     database.write(lambda c: references.enroll(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
+
+
+def test_a_second_encoder_of_other_dimensions_grows_beside_the_first(database: Database, tmp_path: Path) -> None:
+    """Its embeddings lie between those that answer, and are passed over."""
+    rng = np.random.default_rng(0)
+    other = database.write(lambda c: models.register(c, Loaded("other", DIM + 3, "")))
+    probe = unit(rng)
+    for n in range(6):
+        enroll(database, f"i{n}", [unit(rng)])
+        with database.read() as connection:
+            ids = connection.scalars(sa.select(reference.c.reference_id)).all()
+        new = {one: np.eye(DIM + 3, dtype=np.float32)[0] for one in ids}
+        database.write(lambda c, new=new: references.add_embeddings(c, other, new))
+    assert search(proposer(database, tmp_path / "index"), database, probe, 6) == brute_force(database, probe)
 
 
 def test_postgresql_searches_by_its_vector_index(postgres: Callable[[], str], tmp_path: Path) -> None:
