@@ -43,8 +43,8 @@ train-omniglot: env-training  ## Train the bundled checkpoint anew: make train-o
 	@test -n "$(DATA)" || { echo "make train-omniglot DATA=path/to/images_background [OUTPUT=$(OUTPUT)]" >&2; exit 2; }
 	$(BIN)/diptych train "$(DATA)" --output "$(OUTPUT)" --recipe omniglot
 
-test: env-training  ## Run the whole test suite.
-	$(BIN)/python -m pytest
+test: env-training  ## Run the whole test suite, two files at a time.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: env-training  ## Lint, format check, types.
 	$(BIN)/ruff check .
