@@ -138,12 +138,12 @@ def churning(directory: Path) -> Iterator[None]:
 
 def searches(database: Database, proposer: nearest.Proposer, probes_PD: EmbeddingsF32) -> tuple[list[float], Any]:
     """Seconds of each search, and the identities found."""
-    seconds, found, model_id = [], [], loaded().model_id
+    seconds, found, asks = [], [], loaded()
     for probe in probes_PD:
         started = time.perf_counter()
         with database.read() as connection:
             key = gallery.collection_key(connection, "default")
-            model_key = models.key_of(connection, model_id)
+            model_key = models.key_of(connection, asks)
             hits = nearest.find(connection, proposer, model_key, key, probe, TOP)
         seconds.append(time.perf_counter() - started)
         found.append([hit.identity for hit in hits])
