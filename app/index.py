@@ -6,7 +6,7 @@ a key that is gone is no hit, whatever the cache believes.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -14,12 +14,13 @@ from threading import Lock
 import numpy as np
 import sqlalchemy as sa
 
+from app.errors import StorageUnavailable
 from app.matching import EmbeddingsF32
 from app.snapshots import Moment, Snapshots
 from app.sqlite import SQLite
 from app.statements import Statement
 from app.tables import LIVE, change, collection, embedding, unpacked
-from app.vectors import EXACT_UP_TO, Approximate, Exact, Keys, Vectors, build, sampled
+from app.vectors import EXACT_UP_TO, Approximate, Exact, Keys, Proposed, Vectors, build, sampled
 
 log = logging.getLogger("uvicorn.error")
 
@@ -28,6 +29,15 @@ CHUNK = 20_000
 # A snapshot is written anew after so many changes.
 STALE_AFTER = 50_000
 BEGINNING = Moment(0, "")
+CHANGED = Statement(
+    sa.select(change.c.identity_key, change.c.embedding_key)
+    .where(
+        change.c.sequence > sa.bindparam("since"),
+        change.c.model_key == sa.bindparam("model_key"),
+        change.c.collection_key == sa.bindparam("collection_key"),
+    )
+    .distinct()
+)
 HEAD = Statement(sa.select(change.c.sequence, sa.func.hex(change.c.token)).order_by(change.c.sequence.desc()).limit(1))
 
 
@@ -52,8 +62,8 @@ class GalleryIndex:
 
     def propose(
         self, connection: sa.Connection, model_key: int, collection_key: int, probe_D: EmbeddingsF32, reach: int
-    ) -> Keys:
-        """Keys of the nearest `reach` embeddings of a collection, nearly; never fewer than there are.
+    ) -> Proposed:
+        """The nearest `reach` embeddings of a collection, nearly; never fewer than there are: labels, see `labelled`.
 
         Sees everything that any process committed before the transaction of `connection` began.
         """
@@ -91,8 +101,8 @@ class GalleryIndex:
         if loaded is not None:
             log.warning("the index snapshot of collection %d is stale or of another gallery: ignored", collection_key)
         exact = Exact(self._dim)
-        for keys, embeddings_ND in _read(connection, model_key, _keys(connection, model_key, collection_key)):
-            exact.add(keys, embeddings_ND)
+        for labels, embeddings_ND in _read(connection, model_key, _keys(connection, model_key, collection_key)):
+            exact.add(labels, embeddings_ND)
         cached.vectors, cached.moment, cached.snapshot_at = exact, _head(connection), None
 
     def _apply(
@@ -104,9 +114,9 @@ class GalleryIndex:
             return
         there = 0
         vectors.remove(changed)
-        for keys, embeddings_ND in _read(connection, model_key, changed):
-            vectors.add(keys, embeddings_ND)
-            there += len(keys)
+        for labels, embeddings_ND in _read(connection, model_key, np.sort(unlabelled(changed)[1])):
+            vectors.add(labels, embeddings_ND)
+            there += len(labels)
         if there < len(changed) and cached.snapshot_at is not None:
             self._snapshots.drop(collection_key)
             cached.snapshot_at = None
@@ -214,8 +224,8 @@ class GalleryIndex:
 
     def _exact(self, model_key: int, keys: Keys) -> Exact:
         exact = Exact(self._dim)
-        for some, embeddings_ND in self._parts(model_key, keys):
-            exact.add(some, embeddings_ND)
+        for labels, embeddings_ND in self._parts(model_key, keys):
+            exact.add(labels, embeddings_ND)
         return exact
 
     def _parts(self, model_key: int, keys: Keys) -> Iterator[tuple[Keys, EmbeddingsF32]]:
@@ -239,12 +249,29 @@ def _is_in(connection: sa.Connection, moment: Moment) -> bool:
 
 
 def _changed(connection: sa.Connection, model_key: int, collection_key: int, since: int) -> Keys:
-    keys = connection.scalars(
-        sa.select(change.c.embedding_key)
-        .where(change.c.sequence > since, change.c.model_key == model_key, change.c.collection_key == collection_key)
-        .distinct()
-    )
-    return np.sort(np.fromiter(keys, dtype=np.int64))
+    found = CHANGED.all(connection, since=since, model_key=model_key, collection_key=collection_key)
+    if not found:
+        return np.empty(0, dtype=np.int64)
+    identities, keys = zip(*found, strict=True)
+    return labelled(identities, keys)
+
+
+def labelled(identity_keys: Sequence[int], embedding_keys: Sequence[int]) -> Keys:
+    """What FAISS knows embeddings by: both keys in one number. Who is nearest is known before anything is read.
+
+    Raises `StorageUnavailable` after four billion embeddings or two billion identities, deleted ones too.
+    """
+    identities, keys = np.asarray(identity_keys, dtype=np.int64), np.asarray(embedding_keys, dtype=np.int64)
+    if identities.max() >= 2**31 or keys.max() >= 2**32:
+        raise StorageUnavailable(
+            "The gallery's keys are used up. Move what is in it to a new one: diptych export, diptych import."
+        )
+    return identities << 32 | keys
+
+
+def unlabelled(labels: Keys) -> tuple[Keys, Keys]:
+    """Keys of identities and of embeddings."""
+    return labels >> 32, labels & 0xFFFFFFFF
 
 
 def _keys(connection: sa.Connection, model_key: int, collection_key: int) -> Keys:
@@ -265,9 +292,9 @@ def _read(connection: sa.Connection, model_key: int, keys: Keys) -> Iterator[tup
         else:
             found = f"key IN ({','.join(map(str, some.tolist()))})"
         # A stretch may hold another model's too, of another number of dimensions.
-        query = f"SELECT key, vector FROM embedding WHERE {found} AND model_key = {int(model_key)}"  # noqa: S608
+        query = f"SELECT identity_key, key, vector FROM embedding WHERE {found} AND model_key = {int(model_key)}"  # noqa: S608
         rows = connection.exec_driver_sql(query).all()
         if rows:
-            there, stored = zip(*rows, strict=True)
+            identities, there, stored = zip(*rows, strict=True)
             wanted = np.isin(there, some)
-            yield np.array(there, dtype=np.int64)[wanted], unpacked(stored)[wanted]
+            yield labelled(identities, there)[wanted], unpacked(stored)[wanted]

@@ -15,10 +15,11 @@ import sqlalchemy as sa
 from app import gallery
 from app.engines import Engine
 from app.gallery import Filter, meets
-from app.index import GalleryIndex
+from app.index import GalleryIndex, unlabelled
 from app.matching import EmbeddingsF32, distances
 from app.statements import Statement
 from app.tables import embedding, identity, reference, unpacked
+from app.vectors import TOLERANCE, Keys
 
 # What an index orders by rounded numbers may swap with its neighbours when taken exactly.
 SLACK = 8
@@ -40,7 +41,7 @@ class Hit:
     distance: float
 
 
-# Of `CANDIDATES`.
+# Of `CANDIDATES`, or of `PROPOSED`.
 Rows = Sequence[Sequence[Any]]
 
 
@@ -54,23 +55,32 @@ class Proposer(Protocol):
         collection_key: int,
         probe_D: EmbeddingsF32,
         reach: int,
+        identities: int,
         condition: sa.ColumnElement[bool] | None,
     ) -> tuple[Rows, bool]:
-        """The nearest `reach` references, of which those that meet the condition are left; and whether these are all
-        there are."""
+        """Of the nearest `reach` references those that meet the condition, or fewer that suffice for the nearest
+        `identities`; and whether these are all there are."""
 
 
 CANDIDATES = sa.select(embedding.c.vector, embedding.c.reference_key, embedding.c.identity_key)
+ALONE = 3  # its columns; more of them say what is answered
 ALL_CANDIDATES = CANDIDATES.where(
     embedding.c.model_key == sa.bindparam("model_key"), embedding.c.collection_key == sa.bindparam("collection_key")
 )
 _AMONG: sa.Select[Any] = sa.select(sa.column("value")).select_from(sa.func.json_each(sa.bindparam("keys")))
-PROPOSED = Statement(CANDIDATES.where(embedding.c.key.in_(_AMONG)))
-_ABOUT = sa.select(reference.c.reference_id, identity.c.name, identity.c.metadata, reference.c.key).join(
-    identity, identity.c.key == reference.c.identity_key
+_ABOUT = (reference.c.reference_id, identity.c.name, identity.c.metadata)
+# With all that is answered about them: so few are read that one statement costs less than two.
+PROPOSED = Statement(
+    CANDIDATES.add_columns(*_ABOUT)
+    .join(reference, reference.c.key == embedding.c.reference_key)
+    .join(identity, identity.c.key == embedding.c.identity_key)
+    .where(embedding.c.key.in_(_AMONG))
 )
-ABOUT = Statement(_ABOUT.where(reference.c.key == sa.bindparam("key")))
-ABOUT_ALL = _ABOUT.where(reference.c.key.in_(sa.bindparam("keys", expanding=True)))
+ABOUT = (
+    sa.select(*_ABOUT, reference.c.key)
+    .join(identity, identity.c.key == reference.c.identity_key)
+    .where(reference.c.key.in_(sa.bindparam("keys", expanding=True)))
+)
 
 
 def _meeting(query: sa.Select[Any], condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
@@ -90,14 +100,35 @@ class ByFaiss:
         collection_key: int,
         probe_D: EmbeddingsF32,
         reach: int,
+        identities: int,
         condition: sa.ColumnElement[bool] | None,
     ) -> tuple[Rows, bool]:
-        keys = self.index.propose(connection, model_key, collection_key, probe_D, reach)
-        proposed, complete = json.dumps(keys.tolist()), len(keys) < reach
+        away, labels = self.index.propose(connection, model_key, collection_key, probe_D, reach)
+        of, keys = unlabelled(labels)
+        complete = len(keys) < reach
         if condition is None:
-            return PROPOSED.all(connection, keys=proposed), complete
+            few = contenders(away, of, identities)
+            return PROPOSED.all(connection, keys=json.dumps(keys[few].tolist())), complete
         query = _meeting(CANDIDATES.where(embedding.c.key.in_(_AMONG)), condition)
-        return connection.execute(query, {"keys": proposed}).all(), complete
+        return connection.execute(query, {"keys": json.dumps(keys.tolist())}).all(), complete
+
+
+def contenders(away_N: EmbeddingsF32, identity_N: Keys, identities: int) -> list[int]:
+    """Which of the references proposed, nearest first, may be an identity's nearest among the nearest `identities`.
+
+    `away_N` are squared distances, each within `TOLERANCE` of the exact one once its root is taken. So the exact
+    nearest identities are among those that lie at most twice that beyond the last of the nearest as proposed.
+    """
+    found: list[int] = []
+    best: dict[int, float] = {}
+    limit = math.inf
+    for at, (of, away) in enumerate(zip(identity_N.tolist(), np.sqrt(np.maximum(away_N, 0)).tolist(), strict=True)):
+        nearest = best.setdefault(of, away)
+        if len(best) == identities and limit == math.inf:
+            limit = away + 2 * TOLERANCE
+        if nearest <= limit and away <= nearest + 2 * TOLERANCE:
+            found.append(at)
+    return found
 
 
 class ByPgvector:
@@ -113,6 +144,7 @@ class ByPgvector:
         collection_key: int,
         probe_D: EmbeddingsF32,
         reach: int,
+        identities: int,
         condition: sa.ColumnElement[bool] | None,
     ) -> tuple[Rows, bool]:
         # The model as a literal: the planner can't match a parameter with a partial index.
@@ -150,7 +182,7 @@ def find(
         if len(rows) <= FEW:
             return _described(connection, _ranked(rows, probe_D)[:identities])
     while True:
-        rows, complete = proposer.rows(connection, model_key, collection_key, probe_D, reach, condition)
+        rows, complete = proposer.rows(connection, model_key, collection_key, probe_D, reach, identities, condition)
         ranked = _ranked(rows, probe_D)
         if len(ranked) >= identities or complete:
             return _described(connection, ranked[:identities])
@@ -167,26 +199,23 @@ def expected_reach(connection: sa.Connection, collection_key: int, identities: i
     return math.ceil(identities * min(each, MOST_EACH)) + SLACK
 
 
-def _ranked(rows: Rows, probe_D: EmbeddingsF32) -> list[tuple[int, float]]:
-    """Each identity's nearest reference, by key, and its distance, nearest first; the older one of two as near."""
+def _ranked(rows: Rows, probe_D: EmbeddingsF32) -> list[tuple[Sequence[Any], float]]:
+    """Each identity's nearest reference, and its distance, nearest first; the older one of two as near."""
     if not rows:
         return []
-    vectors, reference_keys, identity_keys = zip(*rows, strict=True)
+    vectors, reference_keys, identity_keys, *_ = zip(*rows, strict=True)
     embeddings_ND = unpacked(vectors) if isinstance(vectors[0], bytes) else np.stack(vectors)
     exact = distances(probe_D, embeddings_ND)
-    nearest: dict[int, tuple[int, float]] = {}
+    nearest: dict[int, tuple[Sequence[Any], float]] = {}
     for at in np.lexsort((reference_keys, exact)).tolist():
-        nearest.setdefault(identity_keys[at], (reference_keys[at], float(exact[at])))
+        nearest.setdefault(identity_keys[at], (rows[at], float(exact[at])))
     return list(nearest.values())
 
 
-def _described(connection: sa.Connection, nearest: Sequence[tuple[int, float]]) -> list[Hit]:
-    keys = [key for key, _ in nearest]
-    if connection.dialect.name == "sqlite":  # where asking costs less than putting the question together
-        rows: list[Any] = [ABOUT.first(connection, key=key) for key in keys]
-    else:
-        rows = list(connection.execute(ABOUT_ALL, {"keys": keys}))
-    hits = {}
-    for reference_id, name, metadata, key in rows:
-        hits[key] = (name, json.loads(metadata) if isinstance(metadata, str) else metadata, reference_id)
-    return [Hit(*hits[key], distance) for key, distance in nearest]
+def _described(connection: sa.Connection, nearest: Sequence[tuple[Sequence[Any], float]]) -> list[Hit]:
+    if nearest and len(nearest[0][0]) > ALONE:
+        found = [(row[ALONE:], distance) for row, distance in nearest]
+        return [Hit(name, json.loads(about), reference_id, distance) for (reference_id, name, about), distance in found]
+    rows = connection.execute(ABOUT, {"keys": [row[1] for row, _ in nearest]})
+    hits = {key: (name, about, reference_id) for reference_id, name, about, key in rows}
+    return [Hit(*hits[row[1]], distance) for row, distance in nearest]

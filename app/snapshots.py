@@ -23,7 +23,7 @@ from app.vectors import Approximate
 
 log = logging.getLogger("uvicorn.error")
 
-FORMAT = 1
+FORMAT = 2
 # A file that nobody has written to for so long belongs to nobody.
 ABANDONED_SECONDS = 600
 # Where one could not be written, another try soon would fill the disk and fail again.

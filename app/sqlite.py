@@ -165,7 +165,7 @@ def _prepare(connection: Any, _: ConnectionPoolEntry) -> None:
 def _begin(connection: sa.Connection) -> None:
     # A transaction that starts as a reader can fail when it comes to write; one that will write says so.
     writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    rows(connection, "BEGIN IMMEDIATE" if writes else "BEGIN", ())
 
 
 def rows(connection: sa.Connection, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:

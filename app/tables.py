@@ -157,7 +157,12 @@ reference = sa.Table(
     sa.Column("original_id", sa.Text),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.UniqueConstraint("identity_key", "image_sha256"),
-    sa.Index("reference_by_original", "original_id"),
+    sa.Index(
+        "reference_by_original",
+        "original_id",
+        sqlite_where=sa.text("original_id IS NOT NULL"),
+        postgresql_where=sa.text("original_id IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -187,6 +192,7 @@ change = sa.Table(
     sa.Column("embedding_key", sa.Integer, nullable=False),
     sa.Column("model_key", sa.Integer, nullable=False),
     sa.Column("collection_key", sa.Integer, nullable=False),
+    sa.Column("identity_key", sa.Integer, nullable=False),
     sa.Column("token", sa.LargeBinary, nullable=False, server_default=sa.text("(randomblob(8))")),
     sqlite_autoincrement=True,
 )

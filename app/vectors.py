@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from app.matching import EmbeddingsF32
 
 Keys = NDArray[np.int64]
+# FAISS's own squared distances, ascending, and keys. A stored float16 vector of length 1 is at most 2^-11 from the
+# one enrolled, and so is its distance: unit roundoff, Higham, Accuracy and Stability of Numerical Algorithms, ch. 2.
+Proposed = tuple[EmbeddingsF32, Keys]
+TOLERANCE = 0.001
 
 # Comparing with so many takes about a millisecond; below it, an index would gain nothing.
 EXACT_UP_TO = 20_000
@@ -47,14 +51,16 @@ class Exact:
             block.remove_ids(keys)
         self._blocks = [block for block in self._blocks if block.ntotal]
 
-    def propose(self, probe_D: EmbeddingsF32, reach: int) -> Keys:
-        """The keys of the nearest `reach` embeddings, or of all."""
+    def propose(self, probe_D: EmbeddingsF32, reach: int) -> Proposed:
+        """The nearest `reach` embeddings, or all."""
         found = [_search(block, probe_D, min(reach, block.ntotal)) for block in self._blocks]
+        if len(found) == 1:
+            return found[0]
         if not found:
-            return np.empty(0, dtype=np.int64)
+            return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
         away, keys = (np.concatenate(part) for part in zip(*found, strict=True))
-        nearest: Keys = keys[np.argsort(away, kind="stable")[:reach]]
-        return nearest
+        nearest = np.argsort(away, kind="stable")[:reach]
+        return away[nearest], keys[nearest]
 
     @property
     def is_outgrown(self) -> bool:
@@ -83,14 +89,14 @@ class Approximate:
     def remove(self, keys: Keys) -> None:
         self.faiss.remove_ids(faiss.IDSelectorArray(len(keys), faiss.swig_ptr(keys)))
 
-    def propose(self, probe_D: EmbeddingsF32, reach: int) -> Keys:
-        """The keys of the nearest `reach` embeddings, nearly; never fewer than there are."""
+    def propose(self, probe_D: EmbeddingsF32, reach: int) -> Proposed:
+        """The nearest `reach` embeddings, nearly; never fewer than there are."""
         reach = min(reach, len(self))
-        _, keys = _search(self.faiss, probe_D, reach)
-        if len(keys) < reach:  # the cells visited hold too few
+        found = _search(self.faiss, probe_D, reach)
+        if len(found[1]) < reach:  # the cells visited hold too few
             all_cells = faiss.SearchParametersIVF(nprobe=self.faiss.nlist)
-            _, keys = _search(self.faiss, probe_D, reach, all_cells)
-        return keys
+            found = _search(self.faiss, probe_D, reach, all_cells)
+        return found
 
     @property
     def is_outgrown(self) -> bool:
@@ -100,10 +106,7 @@ class Approximate:
 Vectors = Exact | Approximate
 
 
-def _search(
-    index: faiss.Index, probe_D: EmbeddingsF32, reach: int, params: object = None
-) -> tuple[EmbeddingsF32, Keys]:
-    """FAISS's own distances, which only order, and keys."""
+def _search(index: faiss.Index, probe_D: EmbeddingsF32, reach: int, params: object = None) -> Proposed:
     if reach == 0:
         return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
     faiss.omp_set_num_threads(1)  # of this thread: others answer other requests meanwhile

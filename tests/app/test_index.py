@@ -175,6 +175,31 @@ def test_a_filter_that_most_meet_finds_what_reading_all_would(
     assert search(proposer(database, tmp_path / "index"), database, probe, 12, {"half": [1]}) == expected[:12]
 
 
+@given(
+    away=st.lists(st.floats(0, 2), min_size=1, max_size=40),
+    of=st.lists(st.integers(0, 8), min_size=40, max_size=40),
+    wanted=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_the_nearest_identities_are_among_the_contenders(
+    away: list[float], of: list[int], wanted: int, seed: int
+) -> None:
+    """However wrong the proposed distances are, within what float16 allows; and few are read in vain."""
+    exact_N, identity_N = np.array(away), np.array(of[: len(away)])
+    wrong = np.random.default_rng(seed).uniform(-1, 1, len(away)) * vectors.TOLERANCE
+    proposed_N = np.maximum(exact_N + wrong, 0) ** 2
+    order = np.argsort(proposed_N, kind="stable")
+    few = order[nearest.contenders(proposed_N[order].astype(np.float64), identity_N[order], wanted)]
+
+    def ranked(some: np.ndarray) -> list[tuple[int, float]]:
+        found: dict[int, float] = {}
+        for at in some[np.lexsort((some, exact_N[some]))]:
+            found.setdefault(int(identity_N[at]), float(exact_N[at]))
+        return list(found.items())[:wanted]
+
+    assert ranked(few) == ranked(np.arange(len(away)))
+
+
 def test_references_of_another_model_are_never_compared(database: Database, tmp_path: Path) -> None:
     """Nor enrolled beside, as long as there are any."""
     rng = np.random.default_rng(0)

@@ -57,7 +57,8 @@ def upgrade() -> None:
     ):
         op.add_column(table, sa.Column(column, sa.Integer, nullable=False, server_default="0"))
     op.add_column("reference", sa.Column("original_id", sa.Text))
-    op.create_index("reference_by_original", "reference", ["original_id"])
+    kept = sa.text("original_id IS NOT NULL")
+    op.create_index("reference_by_original", "reference", ["original_id"], sqlite_where=kept, postgresql_where=kept)
     if not sqlite:
         op.alter_column(
             "identity",
@@ -140,14 +141,15 @@ def _feed() -> None:
         sa.Column("embedding_key", sa.Integer, nullable=False),
         sa.Column("model_key", sa.Integer, nullable=False),
         sa.Column("collection_key", sa.Integer, nullable=False),
+        sa.Column("identity_key", sa.Integer, nullable=False),
         sa.Column("token", sa.LargeBinary, nullable=False, server_default=sa.text("(randomblob(8))")),
         sqlite_autoincrement=True,
     )
     for name, when, row in (("came", "INSERT", "new"), ("went", "DELETE", "old")):
         op.execute(
             f"CREATE TRIGGER embedding_{name} AFTER {when} ON embedding "  # noqa: S608
-            "BEGIN INSERT INTO change (embedding_key, model_key, collection_key) "
-            f"VALUES ({row}.key, {row}.model_key, {row}.collection_key); END"
+            "BEGIN INSERT INTO change (embedding_key, model_key, collection_key, identity_key) "
+            f"VALUES ({row}.key, {row}.model_key, {row}.collection_key, {row}.identity_key); END"
         )
     # Never empty, so that every cache has a place in the sequence to come from.
-    op.execute("INSERT INTO change (embedding_key, model_key, collection_key) VALUES (0, 0, 0)")
+    op.execute("INSERT INTO change (embedding_key, model_key, collection_key, identity_key) VALUES (0, 0, 0, 0)")
