@@ -291,8 +291,9 @@ def _read(connection: sa.Connection, model_key: int, keys: Keys) -> Iterator[tup
             found = f"key BETWEEN {some[0]} AND {some[-1]}"
         else:
             found = f"key IN ({','.join(map(str, some.tolist()))})"
-        # A stretch may hold another model's too, of another number of dimensions.
-        query = f"SELECT identity_key, key, vector FROM embedding WHERE {found} AND model_key = {int(model_key)}"  # noqa: S608
+        # A stretch may hold another model's too, of another number of dimensions. The plus keeps SQLite from using the
+        # index by model, which has them all.
+        query = f"SELECT identity_key, key, vector FROM embedding WHERE {found} AND +model_key = {int(model_key)}"  # noqa: S608
         rows = connection.exec_driver_sql(query).all()
         if rows:
             identities, there, stored = zip(*rows, strict=True)
