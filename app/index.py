@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from app.errors import StorageUnavailable
 from app.matching import EmbeddingsF32
 from app.snapshots import Moment, Snapshots
-from app.sqlite import SQLite
+from app.sqlite import SQLite, rows
 from app.statements import Statement
 from app.tables import LIVE, change, collection, embedding, unpacked
 from app.vectors import EXACT_UP_TO, Approximate, Exact, Keys, Proposed, Vectors, build, sampled
@@ -38,6 +38,7 @@ CHANGED = Statement(
     )
     .distinct()
 )
+TOKEN = Statement(sa.select(sa.func.hex(change.c.token)).where(change.c.sequence == sa.bindparam("sequence")))
 HEAD = Statement(sa.select(change.c.sequence, sa.func.hex(change.c.token)).order_by(change.c.sequence.desc()).limit(1))
 
 
@@ -132,8 +133,8 @@ class GalleryIndex:
             head = _head(connection)
             if head == self._tended and not closing and not self._unsaved():
                 return
-            rows = connection.execute(sa.select(collection.c.key, collection.c.reference_count).where(LIVE))
-            counts = {row.key: row.reference_count for row in rows}
+            every = connection.execute(sa.select(collection.c.key, collection.c.reference_count).where(LIVE))
+            counts = {row.key: row.reference_count for row in every}
         with self._lock:
             for gone in self._collections.keys() - counts.keys():
                 del self._collections[gone]
@@ -244,8 +245,8 @@ def _head(connection: sa.Connection) -> Moment:
 
 def _is_in(connection: sa.Connection, moment: Moment) -> bool:
     """Whether this history has passed through that moment, and still tells what came after it."""
-    token = connection.scalar(sa.select(sa.func.hex(change.c.token)).where(change.c.sequence == moment.sequence))
-    return bool(token == moment.token)
+    row = TOKEN.first(connection, sequence=moment.sequence)
+    return row is not None and bool(row[0] == moment.token)
 
 
 def _changed(connection: sa.Connection, model_key: int, collection_key: int, since: int) -> Keys:
@@ -288,14 +289,13 @@ def _read(connection: sa.Connection, model_key: int, keys: Keys) -> Iterator[tup
     for start in range(0, len(keys), CHUNK):
         some = keys[start : start + CHUNK]
         if some[-1] - some[0] < 2 * len(some):  # nearly all of a stretch: read it through
-            found = f"key BETWEEN {some[0]} AND {some[-1]}"
+            those = f"key BETWEEN {some[0]} AND {some[-1]}"
         else:
-            found = f"key IN ({','.join(map(str, some.tolist()))})"
+            those = f"key IN ({','.join(map(str, some.tolist()))})"
         # A stretch may hold another model's too, of another number of dimensions. The plus keeps SQLite from using the
         # index by model, which has them all.
-        query = f"SELECT identity_key, key, vector FROM embedding WHERE {found} AND +model_key = {int(model_key)}"  # noqa: S608
-        rows = connection.exec_driver_sql(query).all()
-        if rows:
-            identities, there, stored = zip(*rows, strict=True)
+        query = f"SELECT identity_key, key, vector FROM embedding WHERE {those} AND +model_key = {int(model_key)}"  # noqa: S608
+        if found := rows(connection, query, ()):
+            identities, there, stored = zip(*found, strict=True)
             wanted = np.isin(there, some)
             yield labelled(identities, there)[wanted], unpacked(stored)[wanted]
