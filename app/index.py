@@ -64,14 +64,16 @@ class GalleryIndex:
     def propose(
         self, connection: sa.Connection, model_key: int, collection_key: int, probe_D: EmbeddingsF32, reach: int
     ) -> Proposed:
-        """The nearest `reach` embeddings of a collection, nearly; never fewer than there are: labels, see `labelled`.
+        """The nearest `reach` embeddings of a collection, nearly; never fewer than there are.
 
-        Sees everything that any process committed before the transaction of `connection` began.
+        Their distances, each within `TOLERANCE`, ascending; and labels (see `labelled`). Sees everything that any
+        process committed before the transaction of `connection` began.
         """
         cached = self._cached(collection_key)
         with cached.lock:
             self._catch_up(connection, model_key, collection_key, cached)
-            return cached.vectors.propose(probe_D, reach)
+            squared, labels = cached.vectors.propose(probe_D, reach)
+        return np.sqrt(np.maximum(squared, 0)), labels
 
     # --- reading on -------------------------------------------------------------------------------------------
 

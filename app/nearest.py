@@ -113,16 +113,16 @@ class ByFaiss:
         return connection.execute(query, {"keys": json.dumps(keys.tolist())}).all(), complete
 
 
-def contenders(away_N: EmbeddingsF32, identity_N: Keys, identities: int) -> list[int]:
+def contenders(proposed_N: EmbeddingsF32, identity_N: Keys, identities: int) -> list[int]:
     """Which of the references proposed, nearest first, may be an identity's nearest among the nearest `identities`.
 
-    `away_N` are squared distances, each within `TOLERANCE` of the exact one once its root is taken. So the exact
-    nearest identities are among those that lie at most twice that beyond the last of the nearest as proposed.
+    Each of these distances is within `TOLERANCE` of the exact one. So the exact nearest identities are among those
+    that lie at most twice that beyond the last of the nearest as proposed.
     """
     found: list[int] = []
     best: dict[int, float] = {}
     limit = math.inf
-    for at, (of, away) in enumerate(zip(identity_N.tolist(), np.sqrt(np.maximum(away_N, 0)).tolist(), strict=True)):
+    for at, (of, away) in enumerate(zip(identity_N.tolist(), proposed_N.tolist(), strict=True)):
         nearest = best.setdefault(of, away)
         if len(best) == identities and limit == math.inf:
             limit = away + 2 * TOLERANCE

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from app.matching import EmbeddingsF32
 
 Keys = NDArray[np.int64]
-# FAISS's own squared distances, ascending, and keys. A stored float16 vector of length 1 is at most 2^-11 from the
-# one enrolled, and so is its distance: unit roundoff, Higham, Accuracy and Stability of Numerical Algorithms, ch. 2.
+# FAISS's own distances, which are squared, ascending; and keys.
 Proposed = tuple[EmbeddingsF32, Keys]
+# Of a distance from a float16 vector of length 1: that is at most 2^-11 from the one enrolled, and so is its distance.
 TOLERANCE = 0.001
 
 # Comparing with so many takes about a millisecond; below it, an index would gain nothing.

@@ -187,9 +187,9 @@ def test_the_nearest_identities_are_among_the_contenders(
     """However wrong the proposed distances are, within what float16 allows; and few are read in vain."""
     exact_N, identity_N = np.array(away), np.array(of[: len(away)])
     wrong = np.random.default_rng(seed).uniform(-1, 1, len(away)) * vectors.TOLERANCE
-    proposed_N = np.maximum(exact_N + wrong, 0) ** 2
+    proposed_N = np.maximum(exact_N + wrong, 0)
     order = np.argsort(proposed_N, kind="stable")
-    few = order[nearest.contenders(proposed_N[order].astype(np.float64), identity_N[order], wanted)]
+    few = order[nearest.contenders(proposed_N[order], identity_N[order], wanted)]
 
     def ranked(some: np.ndarray) -> list[tuple[int, float]]:
         found: dict[int, float] = {}
