@@ -77,7 +77,7 @@ def report(target_fmr: float | None, output: Path | None, **options: Any) -> Non
         click.echo(f"more in {output}")
 
 
-for command in (commands.import_, commands.export, commands.backup, commands.restore, commands.migrate):
+for command in (commands.import_, commands.export, commands.backup, commands.restore, commands.migrate, commands.keys):
     cli.add_command(command)
 
 

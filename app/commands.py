@@ -186,3 +186,54 @@ def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, qu
             click.echo(f"Start services with DIPTYCH_CHECKPOINT={where} from now on.")
         if forget_others:
             click.echo(f"{stage.forget_others(database):,} embeddings of other encoders deleted")
+
+
+@click.group()
+def keys() -> None:
+    """API keys: make, list and revoke them. Running services follow within seconds."""
+
+
+@keys.command("create")
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    default=("verify",),
+    show_default=True,
+    type=click.Choice(["verify", "enroll", "admin"]),
+    help="verify: compare, search, look. enroll: that, and enroll, change, delete identities. admin: everything.",
+)
+@click.option("--collection", "collections", multiple=True, help="Only this collection; again for more. Default: all.")
+@_data_dir
+def create_key(name: str, scopes: tuple[str, ...], collections: tuple[str, ...], **options: Any) -> None:
+    """Make a key and print it, for the only time: only its hash is kept."""
+    from app import keys as ring
+    from app.schemas import check_name
+
+    wanted = [check_name(collection) for collection in collections]
+    with _database(_settings(**options), existing=False) as database:
+        click.echo(database.write(lambda connection: ring.create(connection, name, scopes, wanted)))
+
+
+@keys.command("list")
+@_data_dir
+def list_keys(**options: Any) -> None:
+    """Names, scopes and collections of the keys that are valid."""
+    from app import keys as ring
+
+    with _database(_settings(**options)) as database, database.read() as connection:
+        for key in ring.listed(connection):
+            where = ", ".join(key["collections"] or ["all collections"])
+            click.echo(f"{key['name']:<24} {', '.join(key['scopes']):<8} {where}  (made {key['created_at']})")
+
+
+@keys.command("revoke")
+@click.argument("name")
+@_data_dir
+def revoke_key(name: str, **options: Any) -> None:
+    """Make a key worthless: services refuse it within seconds."""
+    from app import keys as ring
+
+    with _database(_settings(**options)) as database:
+        database.write(lambda connection: ring.revoke(connection, name))

@@ -12,6 +12,7 @@ from app import serving
 from app.database import Database
 from app.errors import InvalidRequest
 from app.keeper import Keeper
+from app.keys import Caller
 from app.metrics import Metrics
 from app.originals import Originals
 from app.pipeline import Pipeline
@@ -90,6 +91,11 @@ async def strict_form(request: Request) -> None:
             raise InvalidRequest(f"`{name}` is empty. Give it a value or leave it out.")
 
 
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
 def _serving(resources: ResourcesDep) -> Serving:
     """One for the whole request: another checkpoint may take its place meanwhile."""
     return resources.keeper.serving
@@ -115,6 +121,7 @@ def _settings(resources: ResourcesDep) -> Settings:
     return resources.settings
 
 
+CallerDep = Annotated[Caller, Depends(_caller)]
 ServingDep = Annotated[Serving, Depends(_serving)]
 PipelineDep = Annotated[Pipeline, Depends(_pipeline)]
 DatabaseDep = Annotated[Database, Depends(_database)]

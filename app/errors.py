@@ -4,6 +4,7 @@
     ├── RequestError         the caller's request, before any image is looked at      (routes)
     │   ├── InvalidRequest, ConflictingFields, InvalidName, InvalidMetadata
     │   ├── RequestTooLarge, TooManyImages, NotSupported
+    │   ├── KeyRequired, KeyUnknown, NotAllowed, ForeignOrigin, UnknownHost           (guard)
     │   └── IdempotencyKeyReused
     ├── ImageError           one uploaded image                                       (image)
     │   ├── EmptyImage, UnsupportedFormat, DamagedImage
@@ -84,6 +85,36 @@ class TooManyImages(RequestError):
 class IdempotencyKeyReused(RequestError):
     code = "idempotency_key_reused"
     title = "The Idempotency-Key was used before for another request"
+
+
+class KeyRequired(RequestError):
+    status = 401
+    code = "key_required"
+    title = "An API key is required"
+
+
+class KeyUnknown(RequestError):
+    status = 401
+    code = "key_unknown"
+    title = "The API key is not valid"
+
+
+class NotAllowed(RequestError):
+    status = 403
+    code = "not_allowed"
+    title = "The API key does not allow this"
+
+
+class ForeignOrigin(RequestError):
+    status = 403
+    code = "foreign_origin"
+    title = "A web page of another origin asked"
+
+
+class UnknownHost(RequestError):
+    status = 421
+    code = "unknown_host"
+    title = "The service is not known by this name"
 
 
 class ImageError(DiptychError):

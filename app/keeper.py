@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from app import gallery, models, serving
+from app import gallery, keys, models, serving
 from app.database import Database
 from app.errors import DiptychError, GalleryDamaged, StorageUnavailable, Unavailable
 from app.nearest import ByFaiss
@@ -37,6 +37,8 @@ class Keeper:
         self.stranded: Unavailable | None = None
         # Whether the gallery has been this encoder's: if it moves to another, this process follows.
         self.followed = False
+        with database.read() as connection:
+            self.keyring = keys.keyring(connection)
         self._settings = settings
         self._database = database
         self._originals = originals
@@ -55,6 +57,7 @@ class Keeper:
         return {
             "database": self._recover,
             "encoder": self._follow,
+            "keys": self._read_keys,
             "collections": self._purge,
             "originals": self._sweep,
             "changes": self._prune,
@@ -139,6 +142,11 @@ class Keeper:
         found.encoder.warm_up()
         self.serving, self.stranded = found, None
         log.info("the gallery has moved to model %s; answering with it", active.model_id)
+
+    def _read_keys(self) -> None:
+        """What was made or revoked since; where they can't be read, those that were stay."""
+        with self._database.read() as connection:
+            self.keyring = keys.keyring(connection)
 
     def _tend(self, *, closing: bool = False) -> None:
         proposer = self.serving.proposer

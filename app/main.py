@@ -9,12 +9,14 @@ from importlib.metadata import version
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 
 from app import problems
 from app.dependencies import Resources, opened
 from app.errors import UsageError
+from app.guard import Guard
 from app.middleware import BodyLimit, Counted, Outermost
 from app.routes import collections, enroll, search, service, verify
 from app.settings import Settings, read_settings
@@ -49,11 +51,14 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         redoc_url=None,
         redirect_slashes=False,
         responses=problems.RESPONSES,
+        # Only so that the documentation asks for a key; `guard` decides, before a body is read.
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key, where there are any."))],
     )
     problems.install(app)
     for room in (verify, enroll, search, collections, service):
         app.include_router(room.router)
     app.add_middleware(BodyLimit, limit=lambda path: body_limit(settings, path))
+    app.add_middleware(Guard, limit=lambda path: body_limit(settings, path))
     app.add_middleware(Counted)
     app.add_middleware(Outermost)
     return app
@@ -93,7 +98,6 @@ def _give_memory_back() -> None:
 def run(**given: Any) -> None:
     """Serve until stopped. Raises `UsageError` for settings, checkpoints or galleries that can't be served."""
     settings = read_settings(**given)
-    settings.check_exposure()
     _check_address(settings)
     _give_memory_back()
     how: dict[str, Any] = {
@@ -103,6 +107,7 @@ def run(**given: Any) -> None:
         "server_header": False,
     }
     with opened(settings) as resources:
+        settings.check_exposure(has_keys=bool(resources.keeper.keyring.by_id))
         if settings.workers == 1:
             uvicorn.run(create_app(settings, resources), **how)
             return

@@ -99,7 +99,7 @@ class BodyLimit:
         refusal = RequestTooLarge(f"The request's body has more than the {limit:,} bytes allowed here.")
         said = Headers(scope=scope).get("content-length", "0")
         if not said.isdecimal() or int(said) > limit:
-            await _drain(receive, DRAIN_FACTOR * limit)
+            await drain(receive, DRAIN_FACTOR * limit)
             await problem(refusal, scope)(scope, receive, send)
             return
         received = 0
@@ -112,7 +112,7 @@ class BodyLimit:
             if received > limit:
                 exceeded = True
                 if message.get("more_body", False):
-                    await _drain(receive, DRAIN_FACTOR * limit)
+                    await drain(receive, DRAIN_FACTOR * limit)
                 raise refusal
             return message
 
@@ -132,7 +132,8 @@ class BodyLimit:
             await problem(refusal, scope)(scope, receive, send)
 
 
-async def _drain(receive: Receive, at_most: int) -> None:
+async def drain(receive: Receive, at_most: int) -> None:
+    """Read on for a while what is not wanted: a client that is still sending does not read the answer."""
     read, more = 0, True
     with anyio.move_on_after(DRAIN_SECONDS):
         while more and read <= at_most:

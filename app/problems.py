@@ -27,6 +27,8 @@ _HTTP_CODES = {
 def problem(error: DiptychError, scope: Scope) -> Response:
     """The problem document of an error."""
     headers = {"Retry-After": RETRY_AFTER_SECONDS} if isinstance(error, Unavailable) else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return _document(error.status, error.code, error.title, error.detail, scope, headers, error.extra)
 
 

@@ -5,9 +5,10 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import UsageError
 from app.image import MAX_BYTES, MAX_PIXELS
@@ -34,6 +35,9 @@ class Settings(BaseSettings):
         description="Keep the images of references: `no`, `yes` (in the data directory) or s3://BUCKET/PREFIX.",
     )
     checkpoint: str = Field("default", description="Directory of a checkpoint, or the name of a bundled one.")
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        [], description="Without keys: names with a dot by which the service may be asked, with commas between."
+    )
     allow_no_keys: bool = Field(
         False,
         description="Listen beyond loopback although there are no API keys: whoever reaches it may use it.",
@@ -68,6 +72,11 @@ class Settings(BaseSettings):
         description="Verify answers `inconclusive` between the threshold and that of this larger false-match rate.",
     )
 
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [one.strip().lower() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+
     @field_validator("keep_images")
     @classmethod
     def _known_place(cls, value: str) -> str:
@@ -97,16 +106,22 @@ class Settings(BaseSettings):
         """Where snapshots of the index are, beside the database that they were made of."""
         return self.sqlite_path.with_name("index")
 
-    def check_exposure(self) -> None:
-        """Raises `UsageError` where the service would listen beyond loopback without API keys."""
+    @property
+    def is_open(self) -> bool:
+        """Whether the service may be used without a key, as long as there are none."""
         try:
             loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             loopback = False
-        if not loopback and not self.allow_no_keys:
+        return loopback or self.allow_no_keys
+
+    def check_exposure(self, *, has_keys: bool) -> None:
+        """Raises `UsageError` where the service would listen beyond loopback without API keys."""
+        if not has_keys and not self.is_open:
             raise UsageError(
                 f"There are no API keys, so anybody who reaches {self.host} could use the service: it listens on "
-                "loopback only. Set DIPTYCH_ALLOW_NO_KEYS=1 if something else guards it."
+                "loopback only. Make a key (diptych keys create NAME), or set DIPTYCH_ALLOW_NO_KEYS=1 if something "
+                "else guards it."
             )
 
 

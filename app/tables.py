@@ -211,3 +211,17 @@ idempotency = sa.Table(
 
 # One row. Images in a bucket or a directory carry this name, since other galleries may keep theirs there too.
 about = sa.Table("about", tables, sa.Column("gallery_id", sa.Text, primary_key=True))
+
+# Whoever has one may use the service. `scopes` are a list; so are `collections`, null for all.
+api_key = sa.Table(
+    "api_key",
+    tables,
+    _key(),
+    sa.Column("key_id", sa.Text, nullable=False, unique=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("collections", sa.JSON(none_as_null=True)),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)

@@ -3,10 +3,10 @@
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query, Request
 
 from app import gallery, references
-from app.dependencies import DatabaseDep
+from app.dependencies import CallerDep, DatabaseDep
 from app.errors import InvalidRequest
 from app.schemas import (
     CollectionPath,
@@ -17,16 +17,24 @@ from app.schemas import (
     IdentityPath,
 )
 
-router = APIRouter(prefix="/collections", tags=["gallery"])
+
+def _check(request: Request, caller: CallerDep) -> None:
+    """A key may be for some collections only."""
+    if "collection" in request.path_params:
+        caller.check(request.path_params["collection"])
+
+
+router = APIRouter(prefix="/collections", tags=["gallery"], dependencies=[Depends(_check)])
 
 IDENTITY = "/{collection}/identities/{identity}"
 
 
 @router.get("", response_model=CollectionsAnswer)
-def list_collections(database: DatabaseDep) -> dict[str, Any]:
-    """Every collection with its numbers of identities and references."""
+def list_collections(database: DatabaseDep, caller: CallerDep) -> dict[str, Any]:
+    """Every collection that the key is for, with its numbers of identities and references."""
     with database.read() as connection:
-        return {"collections": gallery.list_collections(connection)}
+        every = gallery.list_collections(connection)
+    return {"collections": [entry for entry in every if caller.sees(entry["collection"])]}
 
 
 @router.delete("/{collection}", status_code=204)

@@ -8,7 +8,15 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Depends, File, Form, Header, UploadFile
 
 from app import idempotency
-from app.dependencies import DatabaseDep, OriginalsDep, PipelineDep, ServingDep, SettingsDep, strict_form
+from app.dependencies import (
+    CallerDep,
+    DatabaseDep,
+    OriginalsDep,
+    PipelineDep,
+    ServingDep,
+    SettingsDep,
+    strict_form,
+)
 from app.errors import ImageError, NothingEnrolled, TooManyImages
 from app.originals import Originals
 from app.references import NewReference
@@ -25,6 +33,7 @@ def enroll(
     serving: ServingDep,
     originals: OriginalsDep,
     settings: SettingsDep,
+    caller: CallerDep,
     identity: IdentityForm,
     images: Annotated[list[UploadFile], File(description="One image or more of the identity.")],
     collection: CollectionForm = "default",
@@ -41,6 +50,7 @@ def enroll(
     Images that can't be used are named in `rejected`; the others are enrolled. An image that the identity
     holds already keeps the reference that it has.
     """
+    caller.check(collection)
     if len(images) > settings.max_images:
         raise TooManyImages(f"{len(images)} images in one request; at most {settings.max_images} are allowed.")
     about = parse_metadata(metadata)

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 
 from app import gallery, models
-from app.dependencies import DatabaseDep, MetricsDep, PipelineDep, ServingDep, strict_form
+from app.dependencies import CallerDep, DatabaseDep, MetricsDep, PipelineDep, ServingDep, strict_form
 from app.errors import ConflictingFields
 from app.matching import decide
 from app.nearest import find
@@ -20,6 +20,7 @@ def search(
     pipeline: PipelineDep,
     database: DatabaseDep,
     metrics: MetricsDep,
+    caller: CallerDep,
     image: Annotated[UploadFile, File(description="The probe.")],
     collection: CollectionForm = "default",
     top_k: Annotated[int, Form(ge=1, le=1000, description="How many identities to answer.")] = 5,
@@ -48,6 +49,7 @@ def search(
     """
     if threshold is not None and target_fpir is not None:
         raise ConflictingFields("Give `threshold` or `target_fpir`, not both.")
+    caller.check(collection)
     where = parse_filter(filter)
     with database.read() as connection:  # before decoding: an unknown name costs nothing to refuse
         gallery.collection_key(connection, collection)

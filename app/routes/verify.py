@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, File, Form, UploadFile
 
 from app.calibration import probability
 from app.dependencies import (
+    CallerDep,
     DatabaseDep,
     MetricsDep,
     PipelineDep,
@@ -30,6 +31,7 @@ def verify(
     pipeline: PipelineDep,
     database: DatabaseDep,
     metrics: MetricsDep,
+    caller: CallerDep,
     image_a: Annotated[UploadFile, File(description=IMAGE)],
     image_b: Annotated[UploadFile | None, File(description="The other image; or give `identity`.")] = None,
     identity: ClaimForm = None,
@@ -63,6 +65,7 @@ def verify(
         first, second = pipeline.embed(serving.encoder, ("image_a", image_a), ("image_b", image_b))
         apart = distance(first.embedding_D, second.embedding_D)
     elif identity is not None:
+        caller.check(collection)
         # Before decoding: an unknown name costs nothing to refuse.
         with database.read() as connection:
             stored = references_of(connection, collection, identity, serving.loaded)

@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from app import gallery, migrate, models, references
-from app.database import SCHEMA, Database
+from app.database import REVISIONS, SCHEMA, Database
 from app.errors import GalleryDamaged, ModelMismatch, StorageUnavailable, UsageError
 from app.models import Loaded
 from app.postgres import PostgreSQL
@@ -68,9 +68,10 @@ def test_migrations_make_the_tables_that_the_code_uses(database: Database) -> No
     assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA
 
 
-def test_a_gallery_of_schema_0001_is_brought_up_with_all_that_is_in_it(tmp_path: Path) -> None:
-    """A file that the first version wrote: three identities, five references, one of them without any."""
-    shutil.copy(EARLIER / "schema_0001.db", tmp_path / "gallery.db")
+@pytest.mark.parametrize("schema", REVISIONS[:-1])
+def test_a_gallery_of_an_earlier_schema_is_brought_up_with_all_that_is_in_it(tmp_path: Path, schema: str) -> None:
+    """A file that that version wrote: three identities, five references, one of them without any."""
+    shutil.copy(EARLIER / f"schema_{schema}.db", tmp_path / "gallery.db")
     database = SQLite(tmp_path / "gallery.db")
     database.migrate()
     database.close()
