@@ -3,7 +3,7 @@
     DiptychError
     ├── RequestError         the caller's request, before any image is looked at      (routes)
     │   ├── InvalidRequest, ConflictingFields, InvalidName, InvalidMetadata
-    │   ├── RequestTooLarge, TooManyImages, NotSupported
+    │   ├── RequestTooLarge, TooManyImages, UploadTooSlow, NotSupported
     │   ├── KeyRequired, KeyUnknown, NotAllowed, ForeignOrigin, UnknownHost           (guard)
     │   └── IdempotencyKeyReused
     ├── ImageError           one uploaded image                                       (image)
@@ -74,6 +74,12 @@ class RequestTooLarge(RequestError):
     status = 413
     code = "request_too_large"
     title = "The request body is too large"
+
+
+class UploadTooSlow(RequestError):
+    status = 408
+    code = "upload_too_slow"
+    title = "The request's body did not arrive in time"
 
 
 class TooManyImages(RequestError):

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -25,6 +26,7 @@ from app.settings import Settings, read_settings
 OVERHEAD_BYTES = 2**20
 SHUTDOWN_SECONDS = 5
 M_MMAP_THRESHOLD = -3  # from malloc.h
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 LARGE_BLOCK = 2**20
 
 
@@ -57,7 +59,7 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
     problems.install(app)
     for room in (verify, enroll, search, collections, service):
         app.include_router(room.router)
-    app.add_middleware(BodyLimit, limit=lambda path: body_limit(settings, path))
+    app.add_middleware(BodyLimit, limit=lambda path: body_limit(settings, path), seconds=settings.upload_seconds)
     app.add_middleware(Guard, limit=lambda path: body_limit(settings, path))
     app.add_middleware(Counted)
     app.add_middleware(Outermost)
@@ -72,6 +74,7 @@ def body_limit(settings: Settings, path: str) -> int:
 
 def worker() -> FastAPI:
     """The application of one of several processes, which know their settings from the environment."""
+    _end_with_parent()
     _give_memory_back()
     return create_app(read_settings())
 
@@ -86,6 +89,12 @@ def _check_address(settings: Settings) -> None:
             f"Can't listen on {settings.host} port {settings.port}: {problem.strerror or problem}. "
             "Choose others with DIPTYCH_HOST and DIPTYCH_PORT."
         ) from None
+
+
+def _end_with_parent() -> None:
+    """Have Linux end this process if its parent is killed, instead of leaving it on the port and the gallery."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _give_memory_back() -> None:

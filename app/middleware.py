@@ -11,12 +11,21 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.dependencies import Resources
-from app.errors import DiptychError, RequestTooLarge
+from app.errors import DiptychError, RequestError, RequestTooLarge, UploadTooSlow
 from app.problems import problem
 
 log = logging.getLogger("uvicorn.error")
 
 REQUEST_ID = "X-Request-ID"
+# The documentation's page has its script in itself; nothing is loaded from elsewhere, and nothing frames it.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # A client that is still sending does not read. What is too large is read on and thrown away for so long.
@@ -42,7 +51,10 @@ class Outermost:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
@@ -85,50 +97,61 @@ class Counted:
 
 
 class BodyLimit:
-    """Answers 413 to a body larger than `limit(path)` bytes, said or found to be, before anything parses it."""
+    """Answers 413 to a body larger than `limit(path)` bytes, said or found to be, before anything parses it; and 408
+    to one that takes longer than `seconds` to arrive."""
 
-    def __init__(self, app: ASGIApp, limit: Callable[[str], int]) -> None:
+    def __init__(self, app: ASGIApp, limit: Callable[[str], int], seconds: float) -> None:
         self.app = app
         self.limit = limit
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit = self.limit(scope["path"])
-        refusal = RequestTooLarge(f"The request's body has more than the {limit:,} bytes allowed here.")
+        limit, deadline = self.limit(scope["path"]), anyio.current_time() + self.seconds
+        too_large = RequestTooLarge(f"The request's body has more than the {limit:,} bytes allowed here.")
         said = Headers(scope=scope).get("content-length", "0")
         if not said.isdecimal() or int(said) > limit:
             await drain(receive, DRAIN_FACTOR * limit)
-            await problem(refusal, scope)(scope, receive, send)
+            await problem(too_large, scope)(scope, receive, send)
             return
         received = 0
-        exceeded = started = False
+        arrived = started = False
+        refusal: RequestError | None = None
 
         async def receive_counted() -> Message:
-            nonlocal received, exceeded
-            message = await receive()
+            nonlocal received, arrived, refusal
+            if arrived:
+                return await receive()
+            try:
+                with anyio.fail_after(deadline - anyio.current_time()):
+                    message = await receive()
+            except TimeoutError:
+                refusal = UploadTooSlow(f"The body took longer than {self.seconds:g} seconds. Send it again, or less.")
+                raise refusal from None
+            arrived = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit:
-                exceeded = True
-                if message.get("more_body", False):
+                refusal = too_large
+                if not arrived:
                     await drain(receive, DRAIN_FACTOR * limit)
                 raise refusal
             return message
 
-        async def send_unless_exceeded(message: Message) -> None:
+        async def send_unless_refused(message: Message) -> None:
             nonlocal started
-            if exceeded and not started:
+            if refusal is not None and not started:
                 return  # what the parser made of the interruption; the answer follows below
             started = True
             await send(message)
 
         try:
-            await self.app(scope, receive_counted, send_unless_exceeded)
-        except RequestTooLarge:
+            await self.app(scope, receive_counted, send_unless_refused)
+        except (RequestTooLarge, UploadTooSlow):
             if started:
                 raise
-        if exceeded and not started:
+        if refusal is not None and not started:
             await problem(refusal, scope)(scope, receive, send)
 
 

@@ -29,6 +29,8 @@ def problem(error: DiptychError, scope: Scope) -> Response:
     headers = {"Retry-After": RETRY_AFTER_SECONDS} if isinstance(error, Unavailable) else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status in (408, 413):
+        headers["Connection"] = "close"  # the rest of the body, if any, is not waited for
     return _document(error.status, error.code, error.title, error.detail, scope, headers, error.extra)
 
 

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     max_images: int = Field(32, ge=1, le=1000, description="Images in one request to enroll.")
     max_request_bytes: int = Field(128 * 2**20, ge=4096, description="Bytes of a request's whole body.")
 
+    upload_seconds: float = Field(
+        120.0, gt=0, le=3600, allow_inf_nan=False, description="How long a request's body may take to arrive."
+    )
     inconclusive_fmr: float | None = Field(
         None,
         gt=0,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,18 @@ class Service:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
 
+    def workers(self) -> list[int]:
+        """Process ids, where there are several."""
+        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in listed if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
     def kill(self) -> None:
-        """SIGKILL: no farewell, no flush."""
+        """SIGKILL, to workers too: no farewell, no flush."""
+        workers = self.workers()
         self.process.send_signal(signal.SIGKILL)
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait(10)
         self.client.close()
 

@@ -50,8 +50,7 @@ def test_of_two_workers_one_may_be_killed(serve: Serve) -> None:
     service = serve(workers="2")
     for number, path in enumerate(ANGELIC):
         assert service.enroll(f"i{number}", path).status_code == 201
-    listed = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
-    children = [int(pid) for pid in listed if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    children = service.workers()
     assert len(children) == 2
     os.kill(children[0], signal.SIGKILL)
     for _ in range(20):
@@ -62,6 +61,19 @@ def test_of_two_workers_one_may_be_killed(serve: Serve) -> None:
                 continue
     assert service.enroll("later", KANNADA[0]).status_code == 201
     assert all(found(service, KANNADA[0]) == ["later"] for _ in range(8))
+
+
+def test_workers_end_with_their_parent(serve: Serve) -> None:
+    """Killed, it leaves nobody behind on the port and the gallery."""
+    service = serve(workers="2")
+    workers = service.workers()
+    service.process.kill()
+    service.process.wait(10)
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    service.start()
 
 
 # --- disks ----------------------------------------------------------------------------------------------------

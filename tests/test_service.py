@@ -614,6 +614,15 @@ def test_every_answer_carries_a_request_id_and_keeps_a_harmless_one_of_the_calle
     assert hostile.headers["x-request-id"] != "a b<script>"
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/docs", "/nowhere", "/collections"])
+def test_every_answer_tells_browsers_to_be_careful(service: Service, path: str) -> None:
+    """Neither guess types, nor frame it, nor keep it, nor load anything from elsewhere."""
+    headers = service.client.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
+    assert headers["cache-control"] == "no-store" and headers["referrer-policy"] == "no-referrer"
+    assert "default-src 'self'" in headers["content-security-policy"]
+
+
 def test_unknown_paths_and_methods_are_problem_documents(service: Service) -> None:
     """Like everything else."""
     assert_problem(service.client.get("/nowhere"), 404, "not_found")
