@@ -69,6 +69,7 @@ def test_workers_end_with_their_parent(serve: Serve) -> None:
     workers = service.workers()
     service.process.kill()
     service.process.wait(10)
+    service.client.close()
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
