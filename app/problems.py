@@ -1,6 +1,7 @@
 """Errors to RFC 9457 problem documents: the one handler of the tree."""
 
 import logging
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,8 @@ log = logging.getLogger("uvicorn.error")
 
 RETRY_AFTER_SECONDS = "1"
 MEDIA_TYPE = "application/problem+json"
+# Takes no key, for orchestrators have none.
+OPEN = ("/healthz", "/readyz")
 _HTTP_CODES = {
     400: "malformed_request",
     404: "not_found",
@@ -93,14 +96,19 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: f"There is nothing at {request.url.path}. GET /docs lists what there is.",
         405: f"{request.method} is not allowed at {request.url.path}.",
     }.get(error.status_code, str(error.detail))
-    return _document(
-        error.status_code,
-        code,
-        code.replace("_", " ").capitalize(),
-        detail,
-        request.scope,
-        dict(error.headers or {}),
-        {},
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request))
+    return _document(error.status_code, code, code.replace("_", " ").capitalize(), detail, request.scope, headers, {})
+
+
+def _methods(request: Request) -> list[str]:
+    """All that this path knows; the router names those of its first match."""
+    return sorted(
+        method.upper()
+        for path, operations in request.app.openapi()["paths"].items()
+        if re.fullmatch(re.sub(r"{\w+}", "[^/]+", path), request.url.path)
+        for method in operations
     )
 
 
@@ -116,10 +124,12 @@ def install(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            for operations in generate()["paths"].values():
+            for path, operations in generate()["paths"].items():
                 for operation in operations.values():
                     content = operation["responses"]["4XX"]["content"]
                     content[MEDIA_TYPE] = content.pop("application/json")
+                    # A key, or none where there are no keys.
+                    operation["security"] = [] if path in OPEN else [*operation["security"], {}]
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]
