@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app import serving
+from app.audit import Audit
 from app.database import Database
 from app.errors import InvalidRequest
 from app.keeper import Keeper
@@ -96,6 +97,13 @@ def _caller(request: Request) -> Caller:
     return caller
 
 
+CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+def _audit(request: Request, caller: CallerDep) -> Audit:
+    return Audit(caller.name, request.state.request_id)
+
+
 def _serving(resources: ResourcesDep) -> Serving:
     """One for the whole request: another checkpoint may take its place meanwhile."""
     return resources.keeper.serving
@@ -121,7 +129,7 @@ def _settings(resources: ResourcesDep) -> Settings:
     return resources.settings
 
 
-CallerDep = Annotated[Caller, Depends(_caller)]
+AuditDep = Annotated[Audit, Depends(_audit)]
 ServingDep = Annotated[Serving, Depends(_serving)]
 PipelineDep = Annotated[Pipeline, Depends(_pipeline)]
 DatabaseDep = Annotated[Database, Depends(_database)]

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query, Request
 
 from app import gallery, references
-from app.dependencies import CallerDep, DatabaseDep
+from app.dependencies import AuditDep, CallerDep, DatabaseDep
 from app.errors import InvalidRequest
 from app.schemas import (
     CollectionPath,
@@ -38,9 +38,10 @@ def list_collections(database: DatabaseDep, caller: CallerDep) -> dict[str, Any]
 
 
 @router.delete("/{collection}", status_code=204)
-def delete_collection(database: DatabaseDep, collection: CollectionPath) -> None:
+def delete_collection(database: DatabaseDep, audit: AuditDep, collection: CollectionPath) -> None:
     """Deletes a collection with everything in it. No search finds it from then on."""
     database.write(lambda connection: gallery.delete_collection(connection, collection))
+    audit.note("delete_collection", collection=collection)
 
 
 @router.get("/{collection}/identities", response_model=IdentitiesAnswer)
@@ -65,7 +66,7 @@ def get_identity(database: DatabaseDep, collection: CollectionPath, identity: Id
 
 @router.patch(IDENTITY, response_model=IdentityAnswer)
 def change_identity(
-    database: DatabaseDep, collection: CollectionPath, identity: IdentityPath, change: IdentityChange
+    database: DatabaseDep, audit: AuditDep, collection: CollectionPath, identity: IdentityPath, change: IdentityChange
 ) -> dict[str, Any]:
     """Renames an identity, merges into its metadata (null removes a key), or both."""
     if change.identity is None and change.metadata is None:
@@ -75,18 +76,22 @@ def change_identity(
         gallery.change_identity(connection, collection, identity, change.identity, change.metadata)
         return gallery.get_identity(connection, collection, change.identity or identity)
 
-    return database.write(work)
+    answer = database.write(work)
+    audit.note("change_identity", collection=collection, identity=identity, now=answer["identity"])
+    return answer
 
 
 @router.delete(IDENTITY, status_code=204)
-def delete_identity(database: DatabaseDep, collection: CollectionPath, identity: IdentityPath) -> None:
+def delete_identity(database: DatabaseDep, audit: AuditDep, collection: CollectionPath, identity: IdentityPath) -> None:
     """Deletes an identity with all its references."""
     database.write(lambda connection: gallery.delete_identity(connection, collection, identity))
+    audit.note("delete_identity", collection=collection, identity=identity)
 
 
 @router.delete(IDENTITY + "/references/{reference_id}", status_code=204)
 def delete_reference(
-    database: DatabaseDep, collection: CollectionPath, identity: IdentityPath, reference_id: str
+    database: DatabaseDep, audit: AuditDep, collection: CollectionPath, identity: IdentityPath, reference_id: str
 ) -> None:
     """Deletes one reference; its identity stays, if need be without any."""
     database.write(lambda connection: references.delete_reference(connection, collection, identity, reference_id))
+    audit.note("delete_reference", collection=collection, identity=identity, reference=reference_id)

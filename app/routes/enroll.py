@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, File, Form, Header, UploadFile
 
 from app import idempotency
 from app.dependencies import (
+    AuditDep,
     CallerDep,
     DatabaseDep,
     OriginalsDep,
@@ -34,6 +35,7 @@ def enroll(
     originals: OriginalsDep,
     settings: SettingsDep,
     caller: CallerDep,
+    audit: AuditDep,
     identity: IdentityForm,
     images: Annotated[list[UploadFile], File(description="One image or more of the identity.")],
     collection: CollectionForm = "default",
@@ -92,7 +94,10 @@ def enroll(
             idempotency.remember(connection, idempotency_key, fingerprint, answer)
         return answer
 
-    return database.write(work)
+    answer = database.write(work)
+    ids = [entry["reference_id"] for entry in answer["references"]]
+    audit.note("enroll", collection=collection, identity=identity, references=ids)
+    return answer
 
 
 def _keep(originals: Originals, upload: UploadFile) -> str | None:
