@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import pysqlite3
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from app.errors import UsageError
 from app.gallery import purge
 from app.originals import DIRECTORY, Directory, sync
 from app.sqlite import RESTORING, SQLite, in_use
-from app.tables import embedding, model, reference
+from app.tables import api_key, embedding, model, reference
 
 MANIFEST, DATABASE = "backup.json", "diptych.db"
 
@@ -76,7 +77,7 @@ def _complete(partial: Path, kept: Directory, *, progress: bool) -> Manifest:
             stored = connection.scalars(sa.select(embedding.c.vector).execution_options(yield_per=10_000))
             sum(1 for _ in stored)  # reading an embedding checks it
             named = connection.scalars(sa.select(reference.c.original_id).where(reference.c.original_id.is_not(None)))
-            for original_id in tqdm(named, desc="images", unit="image", disable=not progress):
+            for original_id in tqdm(named, desc="images", unit="image", disable=None if progress else True):
                 if not original_id.startswith(kept.name + "-"):
                     elsewhere += 1
                 elif _copied(kept.path(original_id), Directory(partial / DIRECTORY).path(original_id)):
@@ -121,8 +122,9 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
         shutil.copyfile(backup / DATABASE, incoming / DATABASE)
         if (backup / DIRECTORY).is_dir():
             files = [path for path in (backup / DIRECTORY).rglob("*") if path.is_file()]
-            for path in tqdm(files, desc="images", unit="image", disable=not progress):
+            for path in tqdm(files, desc="images", unit="image", disable=None if progress else True):
                 _copied(path, incoming / path.relative_to(backup))
+        _carry_keys(database, incoming / DATABASE)
         _sync_tree(incoming)
         _move_aside(to)
         # The database last: without it there is no gallery, and a start would make an empty one beside the images.
@@ -135,6 +137,28 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
         if held is not None:
             held.close()
     return manifest
+
+
+def _carry_keys(there: Path, incoming: Path) -> None:
+    """Who may do what is not a matter of the past: the keys of the gallery that is replaced stay valid, and no others.
+
+    Where there is none, or it can't be read, those of the backup are.
+    """
+    if not there.exists():
+        return
+    source = pysqlite3.connect(there)
+    target = pysqlite3.connect(incoming)
+    try:
+        columns = ", ".join(column.name for column in api_key.columns)
+        found = source.execute(f"SELECT {columns} FROM api_key").fetchall()  # noqa: S608  names of ours
+        target.execute("DELETE FROM api_key")
+        target.executemany(f"INSERT INTO api_key ({columns}) VALUES ({', '.join('?' * len(api_key.columns))})", found)  # noqa: S608
+        target.commit()
+    except pysqlite3.Error:
+        target.rollback()
+    finally:
+        source.close()
+        target.close()
 
 
 def _move_aside(data_dir: Path) -> None:

@@ -78,6 +78,8 @@ def import_(source: Path, collection: str, quiet: bool, **options: Any) -> None:
             counts = import_export(database, source, originals, progress=not quiet)
         click.echo(f"{counts.references - counts.held:,} references of {counts.identities:,} identities enrolled")
         click.echo(f"{counts.held:,} were there already")
+        if counts.without_image:
+            click.echo(f"{counts.without_image:,} images in it were not kept, since DIPTYCH_KEEP_IMAGES is no here")
         return
     check_name(collection)
     checkpoint = format_1.load(settings.checkpoint)
@@ -90,6 +92,8 @@ def import_(source: Path, collection: str, quiet: bool, **options: Any) -> None:
         originals = Originals(settings.data_dir, settings.keep_images, database)
         done = import_folder(source, collection, database, originals, encoder, loaded, progress=not quiet)
     click.echo(f"{done.enrolled:,} images enrolled into {collection!r}, {done.held:,} were there already")
+    if done.not_kept:
+        click.echo("Their images were not kept, though those of others are: DIPTYCH_KEEP_IMAGES is no here")
     if done.refused:
         click.echo(f"{len(done.refused):,} files refused:")
         for line in done.refused[:SHOWN]:
@@ -102,7 +106,7 @@ def import_(source: Path, collection: str, quiet: bool, **options: Any) -> None:
 @_data_dir
 @_quiet
 def export(file: Path, images: bool, quiet: bool, **options: Any) -> None:
-    """Write the whole gallery to FILE, one identity a line (JSON; compressed if it ends in .gz).
+    """Write all that is enrolled to FILE, one identity a line (JSON; compressed if it ends in .gz). No API keys.
 
     For moving it to another database (`diptych import FILE`) or reading it with other programs.
     """
@@ -150,6 +154,11 @@ def restore(source: Path, replace: bool, quiet: bool, **options: Any) -> None:
         raise UsageError("A backup is restored into a data directory: leave DIPTYCH_DATABASE_URL out.")
     made = put_back(source, settings.data_dir, replace=replace, progress=not quiet)
     click.echo(f"{made.references:,} references and {made.images:,} images of {made.created_at} in {settings.data_dir}")
+    with _database(settings) as database, database.read() as connection:
+        from app import keys as ring
+
+        valid = ", ".join(key["name"] for key in ring.listed(connection)) or "none"
+    click.echo(f"API keys that are valid in it: {valid}")
 
 
 @click.command()
@@ -212,8 +221,12 @@ def create_key(name: str, scopes: tuple[str, ...], collections: tuple[str, ...],
     from app.schemas import check_name
 
     wanted = [check_name(collection) for collection in collections]
-    with _database(_settings(**options), existing=False) as database:
-        click.echo(database.write(lambda connection: ring.create(connection, name, scopes, wanted)))
+    settings = _settings(**options)
+    is_new = not settings.is_postgresql and not settings.sqlite_path.exists()
+    with _database(settings, existing=False) as database:
+        token = database.write(lambda connection: ring.create(connection, name, scopes, wanted))
+        click.echo(f"A key for the gallery {database.where}{', which is new and empty' if is_new else ''}:", err=True)
+    click.echo(token)
 
 
 @keys.command("list")
@@ -223,17 +236,22 @@ def list_keys(**options: Any) -> None:
     from app import keys as ring
 
     with _database(_settings(**options)) as database, database.read() as connection:
-        for key in ring.listed(connection):
+        every = ring.listed(connection)
+        if not every:
+            click.echo(f"The gallery {database.where} has no keys.", err=True)
+        for key in every:
             where = ", ".join(key["collections"] or ["all collections"])
             click.echo(f"{key['name']:<24} {', '.join(key['scopes']):<8} {where}  (made {key['created_at']})")
 
 
 @keys.command("revoke")
 @click.argument("name")
+@click.option("--last", is_flag=True, help="Also if it is the last one, which opens the service on loopback.")
 @_data_dir
-def revoke_key(name: str, **options: Any) -> None:
+def revoke_key(name: str, last: bool, **options: Any) -> None:
     """Make a key worthless: services refuse it within seconds."""
     from app import keys as ring
 
     with _database(_settings(**options)) as database:
-        database.write(lambda connection: ring.revoke(connection, name))
+        database.write(lambda connection: ring.revoke(connection, name, last=last))
+    click.echo(f"revoked: {name}", err=True)

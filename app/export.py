@@ -19,7 +19,12 @@ from app.tables import LIVE, collection, embedding, identity, reference
 
 
 def export(database: Database, file: Path, originals: Originals | None, *, progress: bool) -> Counts:
-    """Write all of the gallery as it is at one moment; with `originals`, their images too."""
+    """Write all of the gallery as it is at one moment; with `originals`, their images too.
+
+    Raises `UsageError` where `file` exists, or nothing is enrolled.
+    """
+    if file.exists():
+        raise UsageError(f"{file} exists. Give a new file.")
     counts = Counts()
     unfinished = file.with_name(f".{file.name}.partial")
     try:
@@ -29,7 +34,7 @@ def export(database: Database, file: Path, originals: Originals | None, *, progr
                 raise UsageError("Nothing is enrolled, so there is nothing to export.")
             line(out, Head(format=FORMAT, version=VERSION, **_of(active)))
             total = sum(entry["identities"] for entry in gallery.list_collections(connection))
-            with tqdm(total=total, desc="exporting", unit="identity", disable=not progress) as bar:
+            with tqdm(total=total, desc="exporting", unit="identity", disable=None if progress else True) as bar:
                 for one in _identities(connection, active.key, originals):
                     line(out, one)
                     counts.identities += 1

@@ -83,7 +83,7 @@ class Counts:
     identities: int = 0
     references: int = 0
     held: int = 0
-    without_image: int = 0
+    without_image: int = 0  # written without one; or read with one that is not kept
 
 
 def parsed(file: Path, number: int, line: str) -> ExportedIdentity | End:

@@ -31,6 +31,8 @@ class Imported:
     enrolled: int = 0
     held: int = 0
     refused: list[str] = field(default_factory=list)
+    # Images of others are kept, those of these were not.
+    not_kept: bool = False
 
 
 def import_folder(
@@ -50,7 +52,7 @@ def import_folder(
     """
     files = list(_files(root))
     if not files:
-        raise UsageError(f"{root} has no folders with files in them; each folder is one identity.")
+        raise UsageError(f"{root} has no folders with files in them. Each folder is one identity: give its parent.")
     done = Imported()
     names = [name for name, _ in files]
     held = _held(database, collection_name, names)
@@ -60,7 +62,7 @@ def import_folder(
         lambda key, sha256: (key[0], sha256) in held,
         originals.keep,
     )
-    with tqdm(total=len(files), desc="importing", unit="image", disable=not progress) as bar:
+    with tqdm(total=len(files), desc="importing", unit="image", disable=None if progress else True) as bar:
         while some := list(itertools.islice(items, AT_ONCE)):
             by_identity: dict[str, list[NewReference]] = {}
             for item in some:
@@ -76,6 +78,9 @@ def import_folder(
             if by_identity:
                 database.write(lambda c, new=by_identity: enroll_many(c, collection_name, new, loaded))  # type: ignore[misc]
             bar.update(len(some))
+    with database.read() as connection:
+        kept = connection.scalar(sa.select(reference.c.key).where(reference.c.original_id.is_not(None)).limit(1))
+    done.not_kept = bool(done.enrolled and kept is not None and not originals.keeps)
     return done
 
 

@@ -34,7 +34,7 @@ def import_export(database: Database, file: Path, originals: Originals, *, progr
     Raises `UsageError` naming the line that can't be read, `ModelMismatch` for embeddings of another encoder.
     """
     counts = Counts()
-    with read(file) as lines, tqdm(desc="importing", unit="identity", disable=not progress) as bar:
+    with read(file) as lines, tqdm(desc="importing", unit="identity", disable=None if progress else True) as bar:
         _, first = next(lines, (1, ""))
         try:
             head = Head.model_validate_json(first)
@@ -58,6 +58,8 @@ def import_export(database: Database, file: Path, originals: Originals, *, progr
                     identities.append(one)
                     counts.identities += 1
                     counts.references += len(one.references)
+                    if not originals.keeps:
+                        counts.without_image += sum(entry.image is not None for entry in one.references)
             counts.held += _enroll(database, identities, loaded, originals)
             bar.update(len(identities))
         if not ended:

@@ -19,7 +19,8 @@ from app.tables import change
 
 log = logging.getLogger("uvicorn.error")
 
-Tasks = dict[str, Callable[[], None]]
+# A task that had nothing to do says False: that it failed before may still be so.
+Tasks = dict[str, Callable[[], bool | None]]
 
 TICK_SECONDS = 1.0
 STOP_SECONDS = 3.0
@@ -60,6 +61,7 @@ class Keeper:
             "keys": self._read_keys,
             "collections": self._purge,
             "originals": self._sweep,
+            "keeping images": self._originals.recover,
             "changes": self._prune,
         }
 
@@ -89,16 +91,19 @@ class Keeper:
                     self._quietly(name, task)
             self._stop.wait(TICK_SECONDS)
 
-    def _check(self) -> None:
+    def _check(self) -> bool:
         """Once, read the whole file."""
-        if not self._checked and isinstance(self._database, SQLite):
-            self._checked = True
-            self._database.check()
+        if self._checked or not isinstance(self._database, SQLite):
+            return False
+        self._checked = True
+        self._database.check()
+        return True
 
-    def _quietly(self, name: str, task: Callable[[], None]) -> None:
+    def _quietly(self, name: str, task: Callable[[], bool | None]) -> None:
         """A task that fails is tried again; it is logged when what is wrong with it changes."""
         try:
-            task()
+            if task() is False:
+                return
             said = ""
         except DiptychError as problem:
             said = f"{problem.code}: {problem.detail}"
@@ -148,13 +153,16 @@ class Keeper:
         with self._database.read() as connection:
             self.keyring = keys.keyring(connection)
 
-    def _tend(self, *, closing: bool = False) -> None:
+    def _tend(self, *, closing: bool = False) -> bool | None:
+        if isinstance(self._database.trouble, GalleryDamaged):
+            return False
         proposer = self.serving.proposer
         if isinstance(proposer, ByFaiss):
             with self._database.read() as connection:
                 active = models.active(connection)
             if active is not None and active.model_id == self.serving.model_id:
                 proposer.index.tend(active.key, closing=closing)
+        return None
 
     def _purge(self) -> None:
         with self._database.read() as connection:
@@ -165,10 +173,12 @@ class Keeper:
     def _sweep(self) -> None:
         self._originals.sweep()
 
-    def _sweep_orphans(self) -> None:
-        if time.monotonic() >= self._orphans_at:
-            self._orphans_at = time.monotonic() + ORPHANS_EVERY_SECONDS
-            self._originals.sweep_orphans()
+    def _sweep_orphans(self) -> bool:
+        if time.monotonic() < self._orphans_at:
+            return False
+        self._orphans_at = time.monotonic() + ORPHANS_EVERY_SECONDS
+        self._originals.sweep_orphans()
+        return True
 
     def _prune(self) -> None:
         if not isinstance(self._database, SQLite):

@@ -107,10 +107,15 @@ def listed(connection: sa.Connection) -> list[dict[str, Any]]:
     return [{name: row[name] for name in ("name", "scopes", "collections", "created_at")} for row in rows]
 
 
-def revoke(connection: sa.Connection, name: str) -> None:
-    """Raises `UsageError` for a key that there is not."""
+def revoke(connection: sa.Connection, name: str, *, last: bool = False) -> None:
+    """Raises `UsageError` for a key that there is not, and for the last one unless `last` says that it is meant."""
     if not connection.execute(sa.delete(api_key).where(api_key.c.name == name)).rowcount:
         raise UsageError(f"There is no key {name!r}: diptych keys list shows those that there are.")
+    if not last and connection.scalar(sa.select(api_key.c.key).limit(1)) is None:
+        raise UsageError(
+            f"{name!r} is the last key: without any, a service on loopback is open to everybody who reaches that. Make "
+            "another one first, or revoke it all the same with --last."
+        )
 
 
 def _hash(token: str) -> str:

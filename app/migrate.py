@@ -68,7 +68,7 @@ class Migration:
                 raise UsageError(f"The gallery belongs to model {active.model_id} already.")
         key = self._database.write(lambda connection: models.register(connection, self._loaded))
         total, done = self._check(key), 0
-        with tqdm(total=total, desc="embedding", unit="image", disable=not progress) as bar:
+        with tqdm(total=total, desc="embedding", unit="image", disable=None if progress else True) as bar:
             while True:
                 last = self._database.write(lambda connection: self._switch(connection, key))
                 if last is not None:

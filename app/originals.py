@@ -172,7 +172,10 @@ class _Reached:
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, _: object) -> None:
         if isinstance(problem, Exception) and not isinstance(problem, StorageUnavailable):
             first = (str(problem).splitlines() or [type(problem).__name__])[0][:200]
-            raise StorageUnavailable(f"An image in the bucket could not be {self._what}: {first}") from None
+            raise StorageUnavailable(
+                f"An image in the bucket could not be {self._what}. Look at DIPTYCH_KEEP_IMAGES, the AWS_... variables "
+                f"and the bucket: {first}"
+            ) from None
 
 
 class Originals:
@@ -186,6 +189,8 @@ class Originals:
         self._stores: dict[str, Store] = {directory.name: directory}
         self._new: Store | None = None
         self._suspects: set[str] = set()
+        # Why the last image could not be kept; None after one that could.
+        self.trouble: StorageUnavailable | None = None
         if keep_images == "yes":
             self._new = directory
         elif keep_images != "no":
@@ -201,8 +206,19 @@ class Originals:
         if self._new is None:
             return None
         original_id = self._new.new_id(self._gallery_id)
-        self._new.put(original_id, data)
+        try:
+            self._new.put(original_id, data)
+        except StorageUnavailable as problem:
+            self.trouble = problem
+            raise
+        self.trouble = None
         return original_id
+
+    def recover(self) -> None:
+        """Where keeping one failed, see whether it works again. Raises `StorageUnavailable` if not."""
+        if self.trouble is not None and self._new is not None:
+            original_id = self.keep(b"")
+            self._new.delete([original_id] if original_id else [])
 
     def get(self, original_id: str) -> bytes | None:
         """None if it is gone, or in a bucket that the settings don't name."""

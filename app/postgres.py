@@ -64,7 +64,9 @@ class PostgreSQL(Database):
     def refusal(self, problem: BaseException | None) -> StorageUnavailable | None:
         state = getattr(problem, "sqlstate", None)
         if state is None and (self._flavour is None or not isinstance(problem, psycopg.ProgrammingError)):
-            return StorageUnavailable(f"The gallery's database at {self.where} can't be reached.")
+            return StorageUnavailable(
+                f"The gallery's database at {self.where} can't be reached. The service goes on once it is."
+            )
         if isinstance(problem, psycopg.DataError | psycopg.IntegrityError | psycopg.ProgrammingError) and (
             state not in SET_UP
         ):

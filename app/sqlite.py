@@ -43,7 +43,7 @@ class SQLite(Database):
 
     def __init__(self, path: Path) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # embeddings are nobody else's business
         except OSError as problem:
             raise UsageError(
                 f"The data directory {path.parent} can't be made: {problem.strerror}. "

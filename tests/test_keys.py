@@ -142,9 +142,25 @@ def test_keys_come_and_go_without_a_restart_and_their_loss_opens_nothing(serve: 
     service.stop()
     everywhere = serve(data_dir=data, host="0.0.0.0")
     assert becomes(everywhere, key, 200)
-    assert diptych("keys", "revoke", "first", "--data-dir", data).returncode == 0
+    refused = diptych("keys", "revoke", "first", "--data-dir", data)
+    assert refused.returncode == 2 and "the last key" in refused.stderr
+    assert diptych("keys", "revoke", "first", "--last", "--data-dir", data).returncode == 0
     assert becomes(everywhere, key, 401) and becomes(everywhere, None, 401)
     assert diptych("keys", "revoke", "first", "--data-dir", data).returncode == 2
+
+
+def test_a_restored_gallery_has_the_keys_of_the_one_that_it_replaces(tmp_path: Path) -> None:
+    """What was revoked since the backup stays so; where nothing is replaced, the backup's are valid, and named."""
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    for name in ("old", "kept"):
+        made(data, name)
+    assert diptych("backup", backup, "--data-dir", data).returncode == 0
+    assert diptych("keys", "revoke", "old", "--data-dir", data).returncode == 0
+    made(data, "new")
+    done = diptych("restore", backup, "--data-dir", data, "--replace")
+    assert done.returncode == 0 and "valid in it: kept, new" in done.stdout, done.stderr
+    elsewhere = diptych("restore", backup, "--data-dir", tmp_path / "elsewhere")
+    assert "valid in it: kept, old" in elsewhere.stdout
 
 
 def test_who_enrolled_changed_and_deleted_what_is_on_record(serve: Serve, tmp_path: Path) -> None:

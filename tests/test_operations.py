@@ -123,6 +123,21 @@ def test_images_are_kept_in_a_bucket(
     wait_for(lambda: objects(bucket) == 6)
 
 
+def test_a_bucket_that_went_away_is_named_until_it_is_back(
+    serve: Serve, bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On /readyz too, for enrolments fail meanwhile; without a restart it is ready again, and leaves no trial there."""
+    for name, value in bucket.items():
+        monkeypatch.setenv(name, value)
+    service = serve(keep_images="s3://later/diptych")
+    problem = assert_problem(service.enroll("a", ANGELIC[0]), 503, "storage_unavailable")
+    assert "DIPTYCH_KEEP_IMAGES" in problem["detail"]
+    assert_problem(service.client.get("/readyz"), 503, "storage_unavailable")
+    assert httpx.put(f"{bucket['AWS_ENDPOINT_URL']}/later").status_code == 200
+    wait_for(lambda: service.client.get("/readyz").status_code == 200)
+    assert httpx.get(f"{bucket['AWS_ENDPOINT_URL']}/later?list-type=2").text.count("<Key>") == 0
+
+
 def test_a_bucket_that_cannot_be_reached_enrolls_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """503, and nothing half done."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -153,8 +168,15 @@ def test_a_folder_tree_is_imported_and_goes_on_where_it_was(serve: Serve, tmp_pa
     assert found["references"] == count
     shutil.copytree(EVALUATION / "Kannada", tree / "Kannada")
     more = len(list(EVALUATION.glob("Kannada/*/*.png")))
+    assert "not kept" not in out
     again = run("import", tree, "--data-dir", data, "--checkpoint", GOLDEN, "--collection", "letters")
     assert f"{more} images enrolled" in again and f"{count} were there already" in again
+    one, two = tmp_path / "one" / "a", tmp_path / "two" / "b"
+    for folder, path, keep in ((one, ANGELIC[0], "yes"), (two, KANNADA[0], "no")):
+        folder.mkdir(parents=True)
+        shutil.copy(path, folder)
+        out = run("import", folder.parent, "--data-dir", data, "--checkpoint", GOLDEN, DIPTYCH_KEEP_IMAGES=keep)
+        assert ("not kept" in out) == (keep == "no")
     mistaken = diptych("import", ANGELIC[0].parent, "--data-dir", data, "--checkpoint", GOLDEN)
     assert mistaken.returncode == 2 and mistaken.stderr.count("\n") == 1
 
@@ -168,7 +190,9 @@ def test_an_export_imported_elsewhere_answers_as_before(
     enroll_three(service)
     service.enroll("empty", KANNADA[0], collection="second")
     expected = answers(service)
-    run("export", tmp_path / "all.jsonl.gz", "--images", "--data-dir", tmp_path / "data", DIPTYCH_KEEP_IMAGES="yes")
+    export = ("export", tmp_path / "all.jsonl.gz", "--images", "--data-dir", tmp_path / "data")
+    run(*export, DIPTYCH_KEEP_IMAGES="yes")
+    assert diptych(*export).returncode == 2  # it is there already
     there = {"DIPTYCH_DATABASE_URL": postgres()} if to == "postgresql" else {}
     elsewhere = tmp_path / "elsewhere"
     for said in ("10 references of 4 identities enrolled", "10 were there already"):

@@ -7,7 +7,7 @@ from fastapi.responses import RedirectResponse
 
 from app import models
 from app.dependencies import MetricsDep, ResourcesDep, ServingDep
-from app.errors import Unavailable
+from app.errors import ModelMismatch, Unavailable
 from app.schemas import CheckpointAnswer, Health
 
 router = APIRouter(tags=["service"])
@@ -30,11 +30,14 @@ def readyz(resources: ResourcesDep) -> Health:
     """A warm-up embedding has run and the gallery can be read and written; otherwise 503, and what is wrong."""
     if not resources.ready:
         raise Unavailable("The encoder is warming up.")
-    for trouble in (resources.database.trouble, resources.keeper.stranded):
+    for trouble in (resources.database.trouble, resources.originals.trouble, resources.keeper.stranded):
         if trouble is not None:
             raise type(trouble)(trouble.detail)
     with resources.database.read() as connection:
-        models.active(connection)
+        try:
+            models.key_of(connection, resources.keeper.serving.loaded)
+        except ModelMismatch as mismatch:
+            raise Unavailable(mismatch.detail) from None
     resources.database.is_writable()
     return Health(status="ready")
 
