@@ -5,6 +5,7 @@
     │   ├── InvalidRequest, ConflictingFields, InvalidName, InvalidMetadata
     │   ├── RequestTooLarge, TooManyImages, UploadTooSlow, NotSupported
     │   ├── KeyRequired, KeyUnknown, NotAllowed, ForeignOrigin, UnknownHost           (guard)
+    │   ├── TooManyRequests                                                       (limits)
     │   └── IdempotencyKeyReused
     ├── ImageError           one uploaded image                                       (image)
     │   ├── EmptyImage, UnsupportedFormat, DamagedImage
@@ -121,6 +122,18 @@ class UnknownHost(RequestError):
     status = 421
     code = "unknown_host"
     title = "The service is not known by this name"
+
+
+class TooManyRequests(RequestError):
+    """`retry_after` in seconds."""
+
+    status = 429
+    code = "too_many_requests"
+    title = "This caller asks too often"
+
+    def __init__(self, detail: str, retry_after: int) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
 
 
 class ImageError(DiptychError):

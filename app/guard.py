@@ -9,6 +9,7 @@ DIPTYCH_ALLOWED_HOSTS lists.
 import ipaddress
 import re
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,7 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.dependencies import Resources
 from app.errors import ForeignOrigin, NotAllowed, RequestError, UnknownHost
 from app.keys import ANYBODY, Caller
-from app.middleware import drain
+from app.limits import Limits
+from app.middleware import drain, path_of
 from app.problems import problem
 
 # For an orchestrator, which has no key, and to read.
@@ -36,24 +38,29 @@ UNLISTED = "admin"
 
 
 class Guard:
-    """Puts the caller into the request's state, or answers 401, 403 or 421."""
+    """Puts the caller into the request's state, or answers 401, 403, 421 or 429."""
 
-    def __init__(self, app: ASGIApp, limit: Callable[[str], int]) -> None:
+    def __init__(self, app: ASGIApp, limit: Callable[[str], int], limits: Limits) -> None:
         self.app = app
         self._limit = limit
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         resources: Resources = scope["state"]["resources"]
-        try:
-            scope["state"]["caller"] = self._let_in(scope, resources)
-        except RequestError as refusal:
-            await drain(receive, self._limit(scope["path"]))
-            await problem(refusal, scope)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+        path = path_of(scope)
+        with ExitStack() as turn:
+            try:
+                caller = scope["state"]["caller"] = self._let_in(scope, resources)
+                if not OPEN.fullmatch(path):
+                    turn.enter_context(self._limits.turn(caller.name or (scope["client"] or ("",))[0]))
+            except RequestError as refusal:
+                await drain(receive, self._limit(path))
+                await problem(refusal, scope)(scope, receive, send)
+                return
+            await self.app(scope, receive, send)
 
     def _let_in(self, scope: Scope, resources: Resources) -> Caller:
         headers = Headers(scope=scope)
@@ -61,7 +68,7 @@ class Guard:
         if not ring.by_id and resources.settings.is_open:
             check_browser(scope["method"], headers, resources.settings.allowed_hosts)
             return ANYBODY
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_of(scope)
         if scope["method"] in ("GET", "HEAD") and OPEN.fullmatch(path):
             return ANYBODY
         caller = ring.caller(token_in(headers))

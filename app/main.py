@@ -18,6 +18,7 @@ from app import problems
 from app.dependencies import Resources, opened
 from app.errors import UsageError
 from app.guard import Guard
+from app.limits import Limits
 from app.middleware import BodyLimit, Counted, Outermost
 from app.routes import collections, enroll, search, service, verify
 from app.settings import Settings, read_settings
@@ -60,7 +61,8 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
     for room in (verify, enroll, search, collections, service):
         app.include_router(room.router)
     app.add_middleware(BodyLimit, limit=lambda path: body_limit(settings, path), seconds=settings.upload_seconds)
-    app.add_middleware(Guard, limit=lambda path: body_limit(settings, path))
+    limits = Limits(settings.rate, settings.at_once)
+    app.add_middleware(Guard, limit=lambda path: body_limit(settings, path), limits=limits)
     app.add_middleware(Counted)
     app.add_middleware(Outermost)
     return app
@@ -114,6 +116,10 @@ def run(**given: Any) -> None:
         "port": settings.port,
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
         "server_header": False,
+        # Anybody may send these headers; only a proxy that is named is believed.
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": settings.trusted_proxies,
+        "root_path": settings.root_path,
     }
     with opened(settings) as resources:
         settings.check_exposure(has_keys=bool(resources.keeper.keyring.by_id))

@@ -109,7 +109,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit, deadline = self.limit(scope["path"]), anyio.current_time() + self.seconds
+        limit, deadline = self.limit(path_of(scope)), anyio.current_time() + self.seconds
         too_large = RequestTooLarge(f"The request's body has more than the {limit:,} bytes allowed here.")
         said = Headers(scope=scope).get("content-length", "0")
         if not said.isdecimal() or int(said) > limit:
@@ -153,6 +153,12 @@ class BodyLimit:
                 raise
         if refusal is not None and not started:
             await problem(refusal, scope)(scope, receive, send)
+
+
+def path_of(scope: Scope) -> str:
+    """The path as routes have it, behind a proxy that serves it under another one (`root_path`)."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 async def drain(receive: Receive, at_most: int) -> None:

@@ -10,7 +10,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from app.errors import DiptychError, InvalidRequest, ModelMismatch, StorageUnavailable, Unavailable
+from app.errors import (
+    DiptychError,
+    InvalidRequest,
+    ModelMismatch,
+    StorageUnavailable,
+    TooManyRequests,
+    Unavailable,
+)
 from app.schemas import Problem
 
 log = logging.getLogger("uvicorn.error")
@@ -30,6 +37,8 @@ _HTTP_CODES = {
 def problem(error: DiptychError, scope: Scope) -> Response:
     """The problem document of an error."""
     headers = {"Retry-After": RETRY_AFTER_SECONDS} if isinstance(error, Unavailable) else {}
+    if isinstance(error, TooManyRequests):
+        headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status in (408, 413):

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import UsageError
 from app.image import MAX_BYTES, MAX_PIXELS
+from app.limits import rate
 
 log = logging.getLogger("uvicorn.error")
 
@@ -67,6 +68,12 @@ class Settings(BaseSettings):
     upload_seconds: float = Field(
         120.0, gt=0, le=3600, allow_inf_nan=False, description="How long a request's body may take to arrive."
     )
+    rate: str = Field("", description="How often a key, or an address without one, may ask: `20/second`, `1000/hour`.")
+    at_once: int = Field(0, ge=0, description="Requests of one key or address at once; 0: as many as it likes.")
+    trusted_proxies: str = Field(
+        "", description="Addresses of proxies whose X-Forwarded-For and -Proto are believed, with commas between."
+    )
+    root_path: str = Field("", pattern="^(/[^/?#]+)*$", description="The path under which a proxy serves this.")
     inconclusive_fmr: float | None = Field(
         None,
         gt=0,
@@ -79,6 +86,16 @@ class Settings(BaseSettings):
     @classmethod
     def _listed(cls, value: object) -> object:
         return [one.strip().lower() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+
+    @field_validator("rate")
+    @classmethod
+    def _known_rate(cls, value: str) -> str:
+        if value:
+            try:
+                rate(value)
+            except ValueError:
+                raise ValueError("must be a rate such as 20/second or 1000/hour") from None
+        return value
 
     @field_validator("keep_images")
     @classmethod

@@ -1,0 +1,44 @@
+"""How often one caller may ask, and how much at once; each process counts for itself."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from limits import RateLimitItem, parse
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from app.errors import TooManyRequests
+
+
+def rate(text: str) -> RateLimitItem:
+    """`20/second`, `1000 per hour`. Raises `ValueError`."""
+    return parse(text)
+
+
+class Limits:
+    """By the name of the key, or the address where there is none."""
+
+    def __init__(self, most: str, at_once: int) -> None:
+        self._rate = rate(most) if most else None
+        self._at_once = at_once
+        self._window = MovingWindowRateLimiter(MemoryStorage())
+        self._under_way: Counter[str] = Counter()
+
+    @contextmanager
+    def turn(self, who: str) -> Iterator[None]:
+        """For the time of one request. Raises `TooManyRequests`."""
+        if self._at_once and self._under_way[who] >= self._at_once:
+            raise TooManyRequests(f"{self._at_once} requests at once are allowed. Wait for the answers.", 1)
+        if self._rate is not None and not self._window.hit(self._rate, who):
+            wait = self._window.get_window_stats(self._rate, who).reset_time - time.time()
+            raise TooManyRequests(f"{self._rate} are allowed.", max(1, math.ceil(wait)))
+        self._under_way[who] += 1
+        try:
+            yield
+        finally:
+            self._under_way[who] -= 1
+            if not self._under_way[who]:
+                del self._under_way[who]
