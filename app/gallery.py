@@ -151,6 +151,15 @@ def searched(connection: sa.Connection, key: int, where: Filter | None = None) -
     return (int(row[0]), int(row[1])) if row else (0, 0)
 
 
+def sizes(connection: sa.Connection) -> tuple[int, int]:
+    """Identities with references, and references, in all collections."""
+    sums = (
+        sa.func.coalesce(sa.func.sum(of), 0) for of in (collection.c.searchable_count, collection.c.reference_count)
+    )
+    identities, references = connection.execute(sa.select(*sums).where(LIVE)).one()
+    return int(identities), int(references)
+
+
 def count(connection: sa.Connection, collection_key: int, *, references: int, searchable: int) -> None:
     """Note that so many references, and identities with references, came (or went, if negative)."""
     COUNT.run(connection, of=collection_key, references=references, searchable=searchable)

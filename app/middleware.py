@@ -94,6 +94,8 @@ class Counted:
             method = scope["method"] if scope["method"] in METHODS else "other"
             resources.metrics.requests.labels(method, route, status).inc()
             resources.metrics.seconds.labels(method, route).observe(time.perf_counter() - started)
+            if code := scope["state"].get("problem"):
+                resources.metrics.problems.labels(code).inc()
 
 
 class BodyLimit:

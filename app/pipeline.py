@@ -1,6 +1,7 @@
 """Uploads to embeddings: read, decode, embed, with a bound on how many requests do so at once."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,11 +59,15 @@ class Pipeline:
         return results
 
     def _embed_batch(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> Iterator[Embedded | ImageError]:
-        decoded = [self._decode(encoder, upload) for upload in uploads]
+        decoded = []
+        for upload in uploads:
+            with self._metrics.stages.labels("decode").time():
+                decoded.append(self._decode(encoder, upload))
         images = [image for image in decoded if not isinstance(image, ImageError)]
         embeddings_ND: Iterator[EmbeddingsF32] = iter(())
         if images:
-            embeddings_ND = iter(encoder.embed(np.stack([pixels for pixels, _ in images])))
+            with self._metrics.stages.labels("embed").time():
+                embeddings_ND = iter(encoder.embed(np.stack([pixels for pixels, _ in images])))
         for image in decoded:
             yield image if isinstance(image, ImageError) else Embedded(next(embeddings_ND), image[1])
 
@@ -86,8 +91,14 @@ class Pipeline:
     def _in_turn(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
         if not self._places.acquire(blocking=False):
             raise Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
+        asked = time.perf_counter()
+
+        def work_begun() -> list[Embedded | ImageError]:
+            self._metrics.stages.labels("wait").observe(time.perf_counter() - asked)
+            return self._embed_all(encoder, uploads)
+
         try:
-            work = self._workers.submit(self._embed_all, encoder, uploads)
+            work = self._workers.submit(work_begun)
             try:
                 return work.result(self._settings.queue_seconds)
             except TimeoutError:

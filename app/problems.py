@@ -55,6 +55,7 @@ def _document(
     headers: dict[str, str],
     extra: dict[str, Any],
 ) -> Response:
+    scope.setdefault("state", {})["problem"] = code  # for `middleware` to count
     content = {
         "type": "about:blank",
         "title": title,

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -675,6 +676,26 @@ def test_metrics_count_verdicts_refusals_and_answers(service: Service) -> None:
     assert 'diptych_refused_images_total{code="empty_image"}' in text
     assert 'route="/collections/{collection}/identities",status="404"' in text
     assert "some-very-own-name" not in text
+
+
+def test_metrics_tell_where_time_goes_and_how_large_the_gallery_is(service: Service) -> None:
+    """Each stage, the distances that verdicts were about, refusals by code, references."""
+
+    def value(name: str) -> float:
+        text = service.client.get("/metrics").text
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    asked = [f'diptych_stage_seconds_count{{stage="{stage}"}}' for stage in ("wait", "decode", "embed", "search")]
+    asked += ['diptych_distance_count{endpoint="verify"}', 'diptych_distance_count{endpoint="search"}']
+    asked += ['diptych_problems_total{code="empty_image"}', "diptych_references", "diptych_identities"]
+    before = {name: value(name) for name in asked}
+    service.enroll("a", A[0], A[1], collection="measured")
+    service.verify(A[0], A[1])
+    service.search(A[2], collection="measured")
+    service.client.post("/embed", files={"image": b""})
+    grown = {name: value(name) - before[name] for name in asked}
+    assert list(grown.values()) == [4, 6, 3, 1, 1, 1, 1, 2, 1], grown
 
 
 def test_no_image_bytes_and_no_tracebacks_reach_the_log(service: Service) -> None:

@@ -55,7 +55,7 @@ def search(
         gallery.collection_key(connection, collection)
         models.key_of(connection, serving.loaded)
     (probe,) = pipeline.embed(serving.encoder, ("image", image))
-    with database.read() as connection:
+    with metrics.stages.labels("search").time(), database.read() as connection:
         key = gallery.collection_key(connection, collection)
         model_key = models.key_of(connection, serving.loaded)
         hits = find(connection, serving.proposer, model_key, key, probe.embedding_D, top_k, where)
@@ -78,6 +78,8 @@ def search(
         for hit in hits
     ]
     found = matches[0].identity if matches and matches[0].verdict == "similar" else None
+    if hits:
+        metrics.distances.labels("search").observe(hits[0].distance)
     metrics.verdicts.labels("similar" if found is not None else "dissimilar").inc()
     return SearchAnswer(
         identity=found,

@@ -1,13 +1,14 @@
 """The service about itself: what is loaded, whether it lives, what it counted."""
 
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
-from app import models
-from app.dependencies import MetricsDep, ResourcesDep, ServingDep
-from app.errors import ModelMismatch, Unavailable
+from app import gallery, models
+from app.dependencies import DatabaseDep, MetricsDep, ResourcesDep, ServingDep
+from app.errors import ModelMismatch, StorageUnavailable, Unavailable
 from app.schemas import CheckpointAnswer, Health
 
 router = APIRouter(tags=["service"])
@@ -43,8 +44,12 @@ def readyz(resources: ResourcesDep) -> Health:
 
 
 @router.get("/metrics", response_class=Response)
-def metrics(metrics: MetricsDep) -> Response:
-    """Counters for Prometheus."""
+def metrics(metrics: MetricsDep, database: DatabaseDep) -> Response:
+    """Counters of this process for Prometheus, and the gallery's size."""
+    with suppress(StorageUnavailable), database.read() as connection:
+        identities, references = gallery.sizes(connection)
+        metrics.identities.set(identities)
+        metrics.references.set(references)
     return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -84,6 +84,7 @@ def verify(
     )
     verdict = decide(apart, chosen.value, inconclusive_to)
     metrics.verdicts.labels(verdict).inc()
+    metrics.distances.labels("verify").observe(apart)
     said = calibration.said(apart, chosen, compared)
     ratio = said.log_likelihood_ratio
     return VerifyAnswer(
