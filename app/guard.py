@@ -66,7 +66,8 @@ class Guard:
         headers = Headers(scope=scope)
         ring = resources.keeper.keyring
         if not ring.by_id and resources.settings.is_open:
-            check_browser(scope["method"], headers, resources.settings.allowed_hosts)
+            if headers.get("origin") not in resources.settings.cors_origins:
+                check_browser(scope["method"], headers, resources.settings.allowed_hosts)
             return ANYBODY
         path = path_of(scope)
         if scope["method"] in ("GET", "HEAD") and OPEN.fullmatch(path):

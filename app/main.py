@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 
@@ -63,6 +64,14 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
     app.add_middleware(BodyLimit, limit=lambda path: body_limit(settings, path), seconds=settings.upload_seconds)
     limits = Limits(settings.rate, settings.at_once)
     app.add_middleware(Guard, limit=lambda path: body_limit(settings, path), limits=limits)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "X-API-Key", "Idempotency-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
     app.add_middleware(Counted)
     app.add_middleware(Outermost)
     return app

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[list[str], NoDecode] = Field(
         [], description="Without keys: names with a dot by which the service may be asked, with commas between."
     )
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        [], description="Web pages that may use the service from a browser, as https://shop.example, commas between."
+    )
     allow_no_keys: bool = Field(
         False,
         description="Listen beyond loopback although there are no API keys: whoever reaches it may use it.",
@@ -82,10 +85,17 @@ class Settings(BaseSettings):
         description="Verify answers `inconclusive` between the threshold and that of this larger false-match rate.",
     )
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         return [one.strip().lower() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        if not all(re.fullmatch(r"https?://[^/*]+", one) for one in value):
+            raise ValueError("must be origins such as https://shop.example, without a path and without *")
+        return value
 
     @field_validator("rate")
     @classmethod

@@ -290,3 +290,25 @@ def test_a_proxy_may_serve_it_under_a_path(serve: Serve, tmp_path: Path) -> None
     assert ask(service, "POST", "/embed", files=large).status_code == 401
     assert_problem(ask(service, "POST", "/enroll", headers=key, files={"images": b"1"}), 403, "not_allowed")
     assert "/diptych/openapi.json" in ask(service, "GET", "/docs").text
+
+
+def test_a_web_page_that_is_named_may_ask(serve: Serve, tmp_path: Path) -> None:
+    """With a key and without; browsers are told so before they send, and no other page is."""
+    ours, theirs = {"Origin": "https://shop.example"}, {"Origin": "https://evil.example"}
+    service = serve(data_dir=tmp_path / "data", cors_origins="https://shop.example")
+    files = {"image": A[0].read_bytes()}
+    for keyed in (False, True):
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        before = ask(service, "OPTIONS", "/embed", headers=ours | asked)
+        assert before.status_code == 200
+        assert before.headers["access-control-allow-origin"] == "https://shop.example"
+        assert ask(service, "OPTIONS", "/embed", headers=theirs | asked).status_code == 400
+        key = made(tmp_path / "data", "page") if keyed else {}
+        assert becomes(service, key or None, 200)
+        answer = ask(service, "POST", "/embed", headers=ours | key, files=files)
+        assert answer.status_code == 200 and "access-control-allow-origin" in answer.headers
+        refused = ask(service, "POST", "/embed", headers=theirs | key, files=files)
+        assert "access-control-allow-origin" not in refused.headers
+        assert refused.status_code == (200 if key else 403)
+    wrong = diptych("serve", DIPTYCH_CORS_ORIGINS="*", DIPTYCH_DATA_DIR=str(tmp_path / "x"))
+    assert wrong.returncode == 2 and "DIPTYCH_CORS_ORIGINS" in wrong.stderr
