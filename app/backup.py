@@ -6,7 +6,9 @@ manifest that names them and hashes the database.
 
 import hashlib
 import os
+import secrets
 import shutil
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -48,7 +50,7 @@ def back_up(database: SQLite, data_dir: Path, to: Path, *, progress: bool) -> Ma
     if to.exists():
         raise UsageError(f"{to} exists. Give a new directory, such as one named after the day.")
     while database.write(purge):  # what is deleted is in no backup
-        pass
+        time.sleep(0.01)  # others have their turn
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -124,6 +126,7 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
             files = [path for path in (backup / DIRECTORY).rglob("*") if path.is_file()]
             for path in tqdm(files, desc="images", unit="image", disable=None if progress else True):
                 _copied(path, incoming / path.relative_to(backup))
+        _rename(incoming / DATABASE)
         _carry_keys(database, incoming / DATABASE)
         _sync_tree(incoming)
         _move_aside(to)
@@ -137,6 +140,16 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
         if held is not None:
             held.close()
     return manifest
+
+
+def _rename(incoming: Path) -> None:
+    """A name of its own for what it keeps from now on: images that came after the backup are not its orphans."""
+    connection = pysqlite3.connect(incoming)
+    try:
+        connection.execute("UPDATE about SET gallery_id = ?", (secrets.token_hex(8),))
+        connection.commit()
+    finally:
+        connection.close()
 
 
 def _carry_keys(there: Path, incoming: Path) -> None:

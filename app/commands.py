@@ -51,12 +51,12 @@ def _names_the_way(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("import")
 @click.argument("source", metavar="DIR|FILE", type=EXISTING)
-@click.option("--collection", default="default", show_default=True, help="Of a folder: where its identities go.")
+@click.option("--collection", help="Of a folder: where its identities go [default: default].")
 @_data_dir
 @_checkpoint
 @_quiet
 @_names_the_way
-def import_(source: Path, collection: str, quiet: bool, **options: Any) -> None:
+def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -> None:
     """Enroll a folder tree, or what `diptych export` wrote. The service may run meanwhile.
 
     In a folder tree every folder that holds images is one identity, named by its path with `:` between its parts.
@@ -73,6 +73,8 @@ def import_(source: Path, collection: str, quiet: bool, **options: Any) -> None:
 
     settings = _settings(**options)
     if is_export(source):
+        if collection is not None:
+            raise UsageError(f"{source} says itself which collections its identities are in: leave --collection out.")
         with _database(settings, existing=False) as database:
             originals = Originals(settings.data_dir, settings.keep_images, database)
             counts = import_export(database, source, originals, progress=not quiet)
@@ -81,7 +83,7 @@ def import_(source: Path, collection: str, quiet: bool, **options: Any) -> None:
         if counts.without_image:
             click.echo(f"{counts.without_image:,} images in it were not kept, since DIPTYCH_KEEP_IMAGES is no here")
         return
-    check_name(collection)
+    collection = check_name(collection or "default")
     checkpoint = format_1.load(settings.checkpoint)
     encoder = Encoder(checkpoint, threads())
     where = Path(settings.checkpoint)

@@ -23,7 +23,7 @@ def export(database: Database, file: Path, originals: Originals | None, *, progr
 
     Raises `UsageError` where `file` exists, or nothing is enrolled.
     """
-    if file.exists():
+    if file.exists() or not file.name:
         raise UsageError(f"{file} exists. Give a new file.")
     counts = Counts()
     unfinished = file.with_name(f".{file.name}.partial")

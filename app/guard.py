@@ -3,7 +3,8 @@
 A browser sends requests for any page that asks it to, also to loopback. Without keys nothing else tells such a request
 from one that is meant: so a page's origin has to be the service's own, and the host it was asked by one that no
 stranger's name server can point here (DNS rebinding): an address, `localhost`, a name without a dot, or one that
-DIPTYCH_ALLOWED_HOSTS lists.
+DIPTYCH_ALLOWED_HOSTS lists. (Names without a dot only where DIPTYCH_ALLOW_NO_KEYS is set, as between containers: on a
+network of somebody else's that network says where they point.)
 """
 
 import ipaddress
@@ -67,7 +68,8 @@ class Guard:
         ring = resources.keeper.keyring
         if not ring.by_id and resources.settings.is_open:
             if headers.get("origin") not in resources.settings.cors_origins:
-                check_browser(scope["method"], headers, resources.settings.allowed_hosts)
+                settings = resources.settings
+                check_browser(scope["method"], headers, settings.allowed_hosts, dotless=settings.allow_no_keys)
             return ANYBODY
         path = path_of(scope)
         if scope["method"] in ("GET", "HEAD") and OPEN.fullmatch(path):
@@ -91,31 +93,36 @@ def token_in(headers: Headers) -> str | None:
     return bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key")
 
 
-def check_browser(method: str, headers: Headers, allowed: Collection[str]) -> None:
+def check_browser(method: str, headers: Headers, allowed: Collection[str], *, dotless: bool) -> None:
     """Raises `UnknownHost` or `ForeignOrigin`. Following a link is allowed: the page it is on learns nothing by it."""
     host = headers.get("host", "")
-    if not (is_ours(_name(host)) or _name(host) in allowed):
+    if not (is_ours(_name(host), dotless=dotless) or _name(host) in allowed):
         raise UnknownHost(
             f"Without API keys the service does not answer by the name {host[:80]!r}. Ask it by its address, make a "
             "key (diptych keys create), or list the name in DIPTYCH_ALLOWED_HOSTS."
         )
     origin = headers.get("origin")
     foreign = origin is not None and origin.partition("://")[2] != host
-    linked = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+    # Followed, not framed: what a frame shows may be clicked on without being seen.
+    linked = (
+        method == "GET"
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest", "document") == "document"
+    )
     if foreign or (headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not linked):
         raise ForeignOrigin("Without API keys the service answers no web pages but its own.")
 
 
-def is_ours(name: str) -> bool:
-    """Whether nobody elsewhere can make the name point here: an address, or a name without a dot."""
+def is_ours(name: str, *, dotless: bool) -> bool:
+    """Whether nobody elsewhere can make the name point here: an address, `localhost`; `dotless` names if said so."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return "." not in name or name.endswith(".localhost")
+        return name in ("", "localhost") or name.endswith(".localhost") or (dotless and "." not in name)
     return True
 
 
 def _name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
-    return host.partition(":")[0].lower()
+    return host.partition(":")[0].lower().removesuffix(".")

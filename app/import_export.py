@@ -1,7 +1,6 @@
 """`diptych import FILE`: what `export` wrote, into another gallery under the same names and ids."""
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,5 +135,5 @@ def _reference(entry: ExportedReference, loaded: Loaded, originals: Originals) -
 def _bytes(entry: ExportedReference, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise UsageError(f"The reference {entry.reference_id} holds what is no base64.") from None

@@ -28,7 +28,7 @@ log = logging.getLogger("uvicorn.error")
 CHUNK = 20_000
 # A snapshot is written anew after so many changes.
 STALE_AFTER = 50_000
-BEGINNING = Moment(0, "")
+BEGINNING = Moment(0, "", 0)
 CHANGED = Statement(
     sa.select(change.c.identity_key, change.c.embedding_key)
     .where(
@@ -82,11 +82,11 @@ class GalleryIndex:
             return self._collections.setdefault(collection_key, _Cached(Exact(self._dim), BEGINNING))
 
     def _catch_up(self, connection: sa.Connection, model_key: int, collection_key: int, cached: _Cached) -> None:
-        head = _head(connection)
-        if head.sequence <= cached.moment.sequence:
+        head = _head(connection, model_key)
+        if head.sequence <= cached.moment.sequence and cached.moment.model_key == model_key:
             return  # an older transaction than the one before it
         try:
-            if cached.moment is BEGINNING or not _is_in(connection, cached.moment):
+            if cached.moment is BEGINNING or not _is_in(connection, cached.moment, model_key):
                 self._load(connection, model_key, collection_key, cached)
             self._apply(connection, model_key, collection_key, cached, cached.vectors)
         except BaseException:
@@ -97,7 +97,7 @@ class GalleryIndex:
 
     def _load(self, connection: sa.Connection, model_key: int, collection_key: int, cached: _Cached) -> None:
         loaded = self._snapshots.load(collection_key)
-        if loaded is not None and _is_in(connection, loaded[1]):
+        if loaded is not None and _is_in(connection, loaded[1], model_key):
             cached.vectors, cached.moment = loaded
             cached.snapshot_at = cached.moment.sequence
             return
@@ -106,7 +106,7 @@ class GalleryIndex:
         exact = Exact(self._dim)
         for labels, embeddings_ND in _read(connection, model_key, _keys(connection, model_key, collection_key)):
             exact.add(labels, embeddings_ND)
-        cached.vectors, cached.moment, cached.snapshot_at = exact, _head(connection), None
+        cached.vectors, cached.moment, cached.snapshot_at = exact, _head(connection, model_key), None
 
     def _apply(
         self, connection: sa.Connection, model_key: int, collection_key: int, cached: _Cached, vectors: Vectors
@@ -132,7 +132,7 @@ class GalleryIndex:
         Small collections that nobody has searched are left for the first search.
         """
         with self._database.read() as connection:
-            head = _head(connection)
+            head = _head(connection, model_key)
             if head == self._tended and not closing and not self._unsaved():
                 return
             every = connection.execute(sa.select(collection.c.key, collection.c.reference_count).where(LIVE))
@@ -190,10 +190,10 @@ class GalleryIndex:
         with self._snapshots.building() as ours:
             if not ours:
                 return
-            adopted = self._adoptable(collection_key, count)
+            adopted = self._adoptable(model_key, collection_key, count)
             if adopted is None:
                 with self._database.read() as connection:
-                    moment = _head(connection)
+                    moment = _head(connection, model_key)
                     keys = _keys(connection, model_key, collection_key)
                 fresh: Vectors = (
                     self._build(model_key, keys) if len(keys) > EXACT_UP_TO else self._exact(model_key, keys)
@@ -204,19 +204,19 @@ class GalleryIndex:
                 adopted is not None or self._snapshots.save(collection_key, fresh, moment)
             )
         with self._database.read() as connection, cached.lock:
-            if not _is_in(connection, moment):
+            if not _is_in(connection, moment, model_key):
                 return
             standing = _Cached(fresh, moment, moment.sequence if saved else None)
-            head = _head(connection)
+            head = _head(connection, model_key)
             self._apply(connection, model_key, collection_key, standing, fresh)
             cached.vectors, cached.moment, cached.snapshot_at = fresh, head, standing.snapshot_at
 
-    def _adoptable(self, collection_key: int, count: int) -> tuple[Approximate, Moment] | None:
+    def _adoptable(self, model_key: int, collection_key: int, count: int) -> tuple[Approximate, Moment] | None:
         loaded = self._snapshots.load(collection_key)
         if loaded is None or loaded[0].is_outgrown or not 0.9 * count <= len(loaded[0]) <= 1.1 * count:
             return None
         with self._database.read() as connection:
-            return loaded if _is_in(connection, loaded[1]) else None
+            return loaded if _is_in(connection, loaded[1], model_key) else None
 
     def _build(self, model_key: int, keys: Keys) -> Approximate:
         """In short transactions, so that the log can be reset meanwhile; what changes during it is applied after."""
@@ -238,17 +238,17 @@ class GalleryIndex:
             yield from parts
 
 
-def _head(connection: sa.Connection) -> Moment:
+def _head(connection: sa.Connection, model_key: int) -> Moment:
     """The last change; the migration made one, so there always is."""
     row = HEAD.first(connection)
     assert row is not None  # noqa: S101
-    return Moment(*row)
+    return Moment(row[0], row[1], model_key)
 
 
-def _is_in(connection: sa.Connection, moment: Moment) -> bool:
+def _is_in(connection: sa.Connection, moment: Moment, model_key: int) -> bool:
     """Whether this history has passed through that moment, and still tells what came after it."""
     row = TOKEN.first(connection, sequence=moment.sequence)
-    return row is not None and bool(row[0] == moment.token)
+    return row is not None and (row[0], model_key) == (moment.token, moment.model_key)
 
 
 def _changed(connection: sa.Connection, model_key: int, collection_key: int, since: int) -> Keys:

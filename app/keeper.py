@@ -44,30 +44,21 @@ class Keeper:
         self._database = database
         self._originals = originals
         self._stop = threading.Event()
-        # Building an index of a million takes a minute, reading a whole file too: what is short does not wait for it.
+        # What is short does not wait for what is not, and a key that was revoked waits for nothing: building an index
+        # of a million takes a minute, as do reading a file of it and purging; a bucket may not answer.
         self._threads = [
             threading.Thread(target=self._run, args=(tasks,), name=f"keeper-{name}", daemon=True)
-            for name, tasks in (("short", self._short), ("long", self._long))
+            for name, tasks in (
+                ("keys", {"keys": self._read_keys}),
+                ("short", {"database": self._recover, "encoder": self._follow, "changes": self._prune}),
+                ("deletions", {"collections": self._purge, "originals": self._sweep}),
+                ("images", {"keeping images": self._originals.recover, "orphans": self._sweep_orphans}),
+                ("long", {"index": self._tend, "check": self._check}),
+            )
         ]
         self._orphans_at = 0.0
         self._checked = False
         self._said: dict[str, str] = {}
-
-    @property
-    def _short(self) -> Tasks:
-        return {
-            "database": self._recover,
-            "encoder": self._follow,
-            "keys": self._read_keys,
-            "collections": self._purge,
-            "originals": self._sweep,
-            "keeping images": self._originals.recover,
-            "changes": self._prune,
-        }
-
-    @property
-    def _long(self) -> Tasks:
-        return {"index": self._tend, "check": self._check, "orphans": self._sweep_orphans}
 
     def start(self) -> None:
         for thread in self._threads:
@@ -95,8 +86,12 @@ class Keeper:
         """Once, read the whole file."""
         if self._checked or not isinstance(self._database, SQLite):
             return False
+        try:
+            self._database.check()
+        except GalleryDamaged:
+            self._checked = True
+            raise
         self._checked = True
-        self._database.check()
         return True
 
     def _quietly(self, name: str, task: Callable[[], bool | None]) -> None:
@@ -156,12 +151,12 @@ class Keeper:
     def _tend(self, *, closing: bool = False) -> bool | None:
         if isinstance(self._database.trouble, GalleryDamaged):
             return False
-        proposer = self.serving.proposer
-        if isinstance(proposer, ByFaiss):
+        current = self.serving  # once: another may take its place meanwhile
+        if isinstance(current.proposer, ByFaiss):
             with self._database.read() as connection:
                 active = models.active(connection)
-            if active is not None and active.model_id == self.serving.model_id:
-                proposer.index.tend(active.key, closing=closing)
+            if active is not None and active.model_id == current.model_id:
+                current.proposer.index.tend(active.key, closing=closing)
         return None
 
     def _purge(self) -> None:

@@ -76,7 +76,8 @@ def keyring(connection: sa.Connection) -> Keyring:
 
 
 def _caller(name: str, scopes: Iterable[str], collections: Iterable[str] | None) -> Caller:
-    contained = frozenset(scope for one in scopes for scope in CONTAINS[one])
+    # A scope that this version does not know allows nothing.
+    contained = frozenset(scope for one in scopes for scope in CONTAINS.get(one, ()))
     return Caller(name, contained, None if collections is None else frozenset(collections))
 
 
@@ -109,12 +110,13 @@ def listed(connection: sa.Connection) -> list[dict[str, Any]]:
 
 def revoke(connection: sa.Connection, name: str, *, last: bool = False) -> None:
     """Raises `UsageError` for a key that there is not, and for the last one unless `last` says that it is meant."""
-    if not connection.execute(sa.delete(api_key).where(api_key.c.name == name)).rowcount:
+    known = NAME.fullmatch(name) is not None
+    if not (known and connection.execute(sa.delete(api_key).where(api_key.c.name == name)).rowcount):
         raise UsageError(f"There is no key {name!r}: diptych keys list shows those that there are.")
     if not last and connection.scalar(sa.select(api_key.c.key).limit(1)) is None:
         raise UsageError(
-            f"{name!r} is the last key: without any, a service on loopback is open to everybody who reaches that. Make "
-            "another one first, or revoke it all the same with --last."
+            f"{name!r} is the last key: without any, a service on loopback, or with DIPTYCH_ALLOW_NO_KEYS, is open to "
+            "everybody who reaches it. Make another one first, or revoke it all the same with --last."
         )
 
 

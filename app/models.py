@@ -112,7 +112,8 @@ def register(connection: sa.Connection, loaded: Loaded) -> int:
     if (found := row.one_or_none()) is not None:
         key = found.key
         _check_dim(found.embedding_dim, loaded)
-        connection.execute(sa.update(model).where(model.c.key == key).values(checkpoint=loaded.checkpoint))
+        if loaded.checkpoint:
+            connection.execute(sa.update(model).where(model.c.key == key).values(checkpoint=loaded.checkpoint))
         return int(key)
     made = sa.insert(model).values(
         model_id=loaded.model_id,

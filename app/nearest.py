@@ -68,13 +68,15 @@ ALL_CANDIDATES = CANDIDATES.where(
     embedding.c.model_key == sa.bindparam("model_key"), embedding.c.collection_key == sa.bindparam("collection_key")
 )
 _AMONG: sa.Select[Any] = sa.select(sa.column("value")).select_from(sa.func.json_each(sa.bindparam("keys")))
+# The plus, as SQLite has it, says that rows are found by their keys.
+_OF_MODEL = sa.literal_column("+embedding.model_key") == sa.bindparam("model_key", type_=sa.Integer)
 _ABOUT = (reference.c.reference_id, identity.c.name, identity.c.metadata)
 # With all that is answered about them: so few are read that one statement costs less than two.
 PROPOSED = Statement(
     CANDIDATES.add_columns(*_ABOUT)
     .join(reference, reference.c.key == embedding.c.reference_key)
     .join(identity, identity.c.key == embedding.c.identity_key)
-    .where(embedding.c.key.in_(_AMONG))
+    .where(embedding.c.key.in_(_AMONG), _OF_MODEL)
 )
 ABOUT = (
     sa.select(*_ABOUT, reference.c.key)
@@ -108,7 +110,11 @@ class ByFaiss:
         complete = len(keys) < reach
         if condition is None:
             few = contenders(away, of, identities)
-            return PROPOSED.all(connection, keys=json.dumps(keys[few].tolist())), complete
+            rows = PROPOSED.all(connection, model_key=model_key, keys=json.dumps(keys[few].tolist()))
+            if len(rows) < len(few):
+                # The cache is ahead of this transaction: what it counted on is not there yet, or not any more.
+                rows = PROPOSED.all(connection, model_key=model_key, keys=json.dumps(keys.tolist()))
+            return rows, complete
         query = _meeting(CANDIDATES.where(embedding.c.key.in_(_AMONG)), condition)
         return connection.execute(query, {"keys": json.dumps(keys.tolist())}).all(), complete
 

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     )
     checkpoint: str = Field("default", description="Directory of a checkpoint, or the name of a bundled one.")
     allowed_hosts: Annotated[list[str], NoDecode] = Field(
-        [], description="Without keys: names with a dot by which the service may be asked, with commas between."
+        [], description="Without keys: names by which the service may be asked, with commas between."
     )
     cors_origins: Annotated[list[str], NoDecode] = Field(
         [], description="Web pages that may use the service from a browser, as https://shop.example, commas between."
@@ -89,6 +89,13 @@ class Settings(BaseSettings):
     @classmethod
     def _listed(cls, value: object) -> object:
         return [one.strip().lower() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names(cls, value: list[str]) -> list[str]:
+        if any(":" in one or "/" in one for one in value):
+            raise ValueError("must be names such as diptych.example, without a port")
+        return value
 
     @field_validator("cors_origins")
     @classmethod

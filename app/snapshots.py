@@ -32,10 +32,14 @@ AGAIN_AFTER_SECONDS = 300
 
 @dataclass(frozen=True)
 class Moment:
-    """A place in the sequence of changes; the token tells it from the same place in another history."""
+    """A place in the sequence of changes; the token tells it from the same place in another history.
+
+    A model that was forgotten and came again has another key, and what was noted under the old one is not its.
+    """
 
     sequence: int
     token: str
+    model_key: int
 
 
 @dataclass(frozen=True)

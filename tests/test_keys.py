@@ -130,6 +130,23 @@ def test_a_key_may_be_for_one_collection(keyed: tuple[Service, dict[str, dict[st
     assert [entry["collection"] for entry in seen] == ["mine"]
 
 
+def test_two_keys_may_use_the_same_idempotency_key(keyed: tuple[Service, dict[str, dict[str, str]]]) -> None:
+    """Neither learns of the other."""
+    service, keys = keyed
+    image = {"images": (A[0].name, A[0].read_bytes())}
+    for who, name in (("admin", "mine"), ("one", "mine"), ("enroll", "third")):
+        form = {"identity": who, "collection": name}
+        headers = keys[who] | {"Idempotency-Key": "1"}
+        assert ask(service, "POST", "/enroll", headers=headers, data=form, files=image).status_code == 201
+
+
+def test_containers_may_call_it_by_name_where_that_is_said(serve: Serve) -> None:
+    """With DIPTYCH_ALLOW_NO_KEYS, names without a dot are believed."""
+    service = serve(allow_no_keys="1")
+    assert ask(service, "GET", "/collections", headers={"Host": "diptych:8000"}).status_code == 200
+    assert ask(service, "GET", "/collections", headers={"Host": "evil.example"}).status_code == 421
+
+
 def test_keys_come_and_go_without_a_restart_and_their_loss_opens_nothing(serve: Serve, tmp_path: Path) -> None:
     """The first key closes an open service; after the last is revoked a service beyond loopback stays closed."""
     data = tmp_path / "data"
@@ -207,7 +224,8 @@ def becomes(service: Service, headers: dict[str, str] | None, status: int) -> bo
     [
         ({}, 200),
         ({"Host": "localhost:8000"}, 200),
-        ({"Host": "diptych"}, 200),
+        ({"Host": "diptych"}, 421),
+        ({"Host": "localhost.:8000"}, 200),
         ({"Host": "[::1]:8000"}, 200),
         ({"Host": "evil.example"}, 421),
         ({"Host": "127.0.0.1.evil.example:8000"}, 421),
@@ -219,6 +237,8 @@ def becomes(service: Service, headers: dict[str, str] | None, status: int) -> bo
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
     ],
 )

@@ -58,6 +58,8 @@ def enroll(
     about = parse_metadata(metadata)
     fingerprint = ""
     if idempotency_key is not None:
+        # Each caller has its own: what one has used is nobody else's business.
+        idempotency_key = f"{caller.name} {idempotency_key}"
         fingerprint = _fingerprint(collection, identity, about, images)
         with database.read() as connection:
             answer = idempotency.recall(connection, idempotency_key, fingerprint)

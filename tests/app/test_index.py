@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import gallery, models, nearest, references, snapshots, vectors
+from app import gallery, migrate, models, nearest, references, snapshots, vectors
 from app.database import Database
 from app.index import GalleryIndex
 from app.matching import distances
@@ -36,6 +36,14 @@ def proposer(database: Database, directory: Path, model_id: str = MODEL) -> Prop
         return ByPgvector(database.flavour, DIM)
     assert isinstance(database, SQLite)
     return ByFaiss(GalleryIndex(database, model_id, DIM, directory))
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[SQLite]:
+    opened = SQLite(tmp_path / "sqlite" / "gallery.db")
+    opened.migrate()
+    yield opened
+    opened.close()
 
 
 def enroll(database: Database, identity: str, embeddings: list[np.ndarray], **metadata: object) -> None:
@@ -198,6 +206,48 @@ def test_the_nearest_identities_are_among_the_contenders(
         return list(found.items())[:wanted]
 
     assert ranked(few) == ranked(np.arange(len(away)))
+
+
+def test_a_cache_that_is_ahead_of_a_transaction_hides_nothing_from_it(sqlite: SQLite, tmp_path: Path) -> None:
+    """Another search took in what came since, nearer than all; this one finds what it can see."""
+    rng = np.random.default_rng(0)
+    finder, probe = proposer(sqlite, tmp_path / "index"), unit(rng)
+    for n in range(40):
+        enroll(sqlite, f"i{n}", [unit(rng)])
+    expected = brute_force(sqlite, probe)
+    with sqlite.read() as older:
+        model_key = models.key_of(older, LOADED)
+        key = gallery.collection_key(older, "c")
+        for n in range(5):
+            enroll(sqlite, f"near{n}", [probe])
+        assert search(finder, sqlite, probe, 1)[0][1] == 0
+        hits = nearest.find(older, finder, model_key, key, probe, 3)
+    assert [hit.identity for hit in hits] == [name for name, _ in expected[:3]]
+
+
+def test_an_encoder_that_was_forgotten_and_comes_back_starts_from_the_truth(sqlite: SQLite, tmp_path: Path) -> None:
+    """What was deleted in between is not in its cache any more, though nothing was noted under its name."""
+    rng = np.random.default_rng(0)
+    finder, probe = proposer(sqlite, tmp_path / "index"), unit(rng)
+    for n in range(20):
+        enroll(sqlite, f"i{n}", [unit(rng)])
+    nearest_one = search(finder, sqlite, probe, 1)[0][0]
+
+    def embed_all(loaded: Loaded) -> None:
+        def work(connection: sa.Connection) -> None:
+            key = models.register(connection, loaded)
+            ids = connection.scalars(sa.select(reference.c.reference_id).order_by(reference.c.key)).all()
+            drawn = np.random.default_rng(1)
+            references.add_embeddings(connection, key, {one: unit(drawn) for one in ids})
+            models.activate(connection, key)
+
+        sqlite.write(work)
+
+    embed_all(Loaded("other", DIM, ""))
+    migrate.forget_others(sqlite)
+    sqlite.write(lambda c: gallery.delete_identity(c, "c", nearest_one))
+    embed_all(LOADED)
+    assert search(finder, sqlite, probe, 5) == brute_force(sqlite, probe)[:5]
 
 
 def test_references_of_another_model_are_never_compared(database: Database, tmp_path: Path) -> None:
