@@ -10,7 +10,7 @@ from typing import Any
 import click
 from PIL import Image
 
-from app import commands
+from app import commands, key_commands
 from app.errors import DiptychError, GalleryError, RequestError, UsageError
 
 
@@ -77,7 +77,14 @@ def report(target_fmr: float | None, output: Path | None, **options: Any) -> Non
         click.echo(f"more in {output}")
 
 
-for command in (commands.import_, commands.export, commands.backup, commands.restore, commands.migrate, commands.keys):
+for command in (
+    commands.import_,
+    commands.export,
+    commands.backup,
+    commands.restore,
+    commands.migrate,
+    key_commands.keys,
+):
     cli.add_command(command)
 
 
