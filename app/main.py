@@ -1,9 +1,11 @@
 """Assembly: settings to application, and the life of what it holds."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from importlib.metadata import version
@@ -106,6 +108,9 @@ def _end_with_parent() -> None:
     """Have Linux end this process if its parent is killed, instead of leaving it on the port and the gallery."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():
+        sys.exit("the parent of this worker is gone")  # before it could be noticed
 
 
 def _give_memory_back() -> None:
