@@ -2,9 +2,9 @@
 
 A browser sends requests for any page that asks it to, also to loopback. Without keys nothing else tells such a request
 from one that is meant: so a page's origin has to be the service's own, and the host it was asked by one that no
-stranger's name server can point here (DNS rebinding): an address, `localhost`, a name without a dot, or one that
-DIPTYCH_ALLOWED_HOSTS lists. (Names without a dot only where DIPTYCH_ALLOW_NO_KEYS is set, as between containers: on a
-network of somebody else's that network says where they point.)
+stranger's name server can point here (DNS rebinding): an address, `localhost`, or one that DIPTYCH_ALLOWED_HOSTS lists.
+Names without a dot are believed where DIPTYCH_ALLOW_NO_KEYS is set, as between containers: on somebody else's network
+that network says where they point.
 """
 
 import ipaddress

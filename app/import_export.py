@@ -30,7 +30,7 @@ def is_export(file: Path) -> bool:
 def import_export(database: Database, file: Path, originals: Originals, *, progress: bool) -> Counts:
     """Enroll what `export` wrote, under the same names and ids; what is held already is passed over.
 
-    Raises `UsageError` naming the line that can't be read, `ModelMismatch` for embeddings of another encoder.
+    Raises `UsageError` naming the line that can't be read, and for embeddings of another encoder.
     """
     counts = Counts()
     with read(file) as lines, tqdm(desc="importing", unit="identity", disable=None if progress else True) as bar:

@@ -1,4 +1,4 @@
-"""What has to be done now and then while the service lives, in a thread of its own."""
+"""What has to be done now and then while the service lives, in threads of its own."""
 
 import logging
 import threading

@@ -70,6 +70,7 @@ def _document(
 
 async def _diptych_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, DiptychError)  # noqa: S101  registered for this class alone
+    # `GalleryMoved` knows by the embeddings left behind; where those were forgotten at once, the keeper remembers.
     if isinstance(error, ModelMismatch) and request.state.resources.keeper.followed:
         error = Unavailable("The gallery is moving to another encoder. Try again in a moment.")
     if error.status >= 500:
