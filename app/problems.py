@@ -115,10 +115,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """All that this path knows; the router names those of its first match."""
+    served_under = re.escape(request.scope.get("root_path", ""))
     return sorted(
         method.upper()
         for path, operations in request.app.openapi()["paths"].items()
-        if re.fullmatch(re.sub(r"{\w+}", "[^/]+", path), request.url.path)
+        if re.fullmatch(served_under + re.sub(r"{\w+}", "[^/]+", path), request.url.path)
         for method in operations
     )
 

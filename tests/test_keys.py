@@ -309,6 +309,10 @@ def test_a_proxy_may_serve_it_under_a_path(serve: Serve, tmp_path: Path) -> None
     assert ask(service, "POST", "/embed", headers=key, files=large).status_code == 200
     assert ask(service, "POST", "/embed", files=large).status_code == 401
     assert_problem(ask(service, "POST", "/enroll", headers=key, files={"images": b"1"}), 403, "not_allowed")
+    boss = made(data, "boss", "--scope", "admin")
+    assert becomes(service, boss, 200)
+    refused = ask(service, "PUT", "/collections/c/identities/a", headers=boss)
+    assert refused.status_code == 405 and refused.headers["allow"] == "DELETE, GET, PATCH"
     assert "/diptych/openapi.json" in ask(service, "GET", "/docs").text
 
 
