@@ -12,9 +12,8 @@ from importlib.metadata import version
 from typing import Any
 
 import uvicorn
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 
 from app import problems
@@ -29,9 +28,10 @@ from app.settings import Settings, read_settings
 # What a multipart body holds besides its images.
 OVERHEAD_BYTES = 2**20
 SHUTDOWN_SECONDS = 5
-M_MMAP_THRESHOLD = -3  # from malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-LARGE_BLOCK = 2**20
+# Bytes. Smaller ones are kept: pixels of an ordinary image would otherwise come from the system page by page, each time.
+LARGE_BLOCK, KEPT = 8 * 2**20, 16 * 2**20
 
 
 def create_app(settings: Settings, resources: Resources | None = None) -> FastAPI:
@@ -57,8 +57,6 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         redoc_url=None,
         redirect_slashes=False,
         responses=problems.RESPONSES,
-        # Only so that the documentation asks for a key; `guard` decides, before a body is read.
-        dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key, where there are any."))],
     )
     problems.install(app)
     for room in (verify, enroll, search, collections, service):
@@ -117,7 +115,9 @@ def _give_memory_back() -> None:
     """Have glibc return large blocks to the system as soon as they are free, instead of keeping what the
     largest images once took. Elsewhere (musl, macOS) there is nothing to set."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def run(**given: Any) -> None:

@@ -6,19 +6,12 @@ from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, File, Form, Header, UploadFile
+from fastapi.concurrency import run_in_threadpool
 
 from app import idempotency
-from app.dependencies import (
-    AuditDep,
-    CallerDep,
-    DatabaseDep,
-    OriginalsDep,
-    PipelineDep,
-    ServingDep,
-    SettingsDep,
-    strict_form,
-)
+from app.dependencies import AuditDep, CallerDep, ResourcesDep, strict_form
 from app.errors import ImageError, NothingEnrolled, TooManyImages
+from app.matching import EmbeddingsF32
 from app.originals import Originals
 from app.references import NewReference
 from app.references import enroll as gallery_enroll
@@ -28,12 +21,8 @@ router = APIRouter(tags=["gallery"], dependencies=[Depends(strict_form)])
 
 
 @router.post("/enroll", response_model=EnrollAnswer, status_code=201, form_limits={"max_files": 1001, "max_fields": 16})
-def enroll(
-    pipeline: PipelineDep,
-    database: DatabaseDep,
-    serving: ServingDep,
-    originals: OriginalsDep,
-    settings: SettingsDep,
+async def enroll(
+    resources: ResourcesDep,
     caller: CallerDep,
     audit: AuditDep,
     identity: IdentityForm,
@@ -53,53 +42,82 @@ def enroll(
     holds already keeps the reference that it has.
     """
     caller.check(collection)
-    if len(images) > settings.max_images:
-        raise TooManyImages(f"{len(images)} images in one request; at most {settings.max_images} are allowed.")
+    most = resources.settings.max_images
+    if len(images) > most:
+        raise TooManyImages(f"{len(images)} images in one request; at most {most} are allowed.")
+    database, pipeline = resources.database, resources.pipeline
+    serving = resources.keeper.serving  # once: another may take its place meanwhile
     about = parse_metadata(metadata)
-    fingerprint = ""
     if idempotency_key is not None:
         # Each caller has its own: what one has used is nobody else's business.
         idempotency_key = f"{caller.name} {idempotency_key}"
-        fingerprint = _fingerprint(collection, identity, about, images)
-        with database.read() as connection:
-            answer = idempotency.recall(connection, idempotency_key, fingerprint)
-        if answer is not None:
+
+    def look() -> tuple[str, dict[str, Any] | list[EmbeddingsF32 | ImageError]]:
+        """The request's fingerprint; the answer that it had before, or what became of each image."""
+        fingerprint = ""
+        if idempotency_key is not None:
+            fingerprint = _fingerprint(collection, identity, about, images)
+            with database.read() as connection:
+                before = idempotency.recall(connection, idempotency_key, fingerprint)
+            if before is not None:
+                return fingerprint, before
+        return fingerprint, pipeline.embed_each(serving.encoder, images)
+
+    fingerprint, found = await pipeline.turn(look)
+    if isinstance(found, dict):
+        return found
+
+    def store() -> dict[str, Any]:
+        accepted, rejected = _sorted(images, found, resources.originals)
+
+        def work(connection: sa.Connection) -> dict[str, Any]:
+            if idempotency_key is not None:
+                # Again, now alone: the same request may have come twice at once.
+                idempotency.claim(connection, idempotency_key)
+                before = idempotency.recall(connection, idempotency_key, fingerprint)
+                if before is not None:
+                    return before
+            references = gallery_enroll(connection, collection, identity, about, accepted, serving.loaded)
+            answer = {
+                "collection": collection,
+                "identity": identity,
+                "references": references,
+                "rejected": rejected,
+            }
+            if idempotency_key is not None:
+                idempotency.remember(connection, idempotency_key, fingerprint, answer)
             return answer
 
+        answer = database.write(work)
+        ids = [entry["reference_id"] for entry in answer["references"]]
+        audit.note("enroll", collection=collection, identity=identity, references=ids)
+        return answer
+
+    # Not in the turn: the database, or a bucket, may take its time.
+    return await run_in_threadpool(store)
+
+
+def _sorted(
+    images: list[UploadFile], results: list[EmbeddingsF32 | ImageError], originals: Originals
+) -> tuple[list[NewReference], list[dict[str, str]]]:
+    """What will be enrolled, kept if images are; and what is rejected. Raises `NothingEnrolled` if all of it is."""
     accepted: list[NewReference] = []
     rejected: list[dict[str, str]] = []
-    for upload, result in zip(images, pipeline.embed_each(serving.encoder, images), strict=True):
+    for upload, result in zip(images, results, strict=True):
         name = shown(upload.filename)
         if isinstance(result, ImageError):
             rejected.append({"filename": name, "code": result.code, "detail": result.detail})
         else:
-            accepted.append(NewReference(name, result.sha256, result.embedding_D, _keep(originals, upload)))
+            accepted.append(NewReference(name, _sha256(upload), result, _keep(originals, upload)))
     if not accepted:
         reasons = "; ".join(f"{entry['filename']}: {entry['detail']}" for entry in rejected[:3])
         raise NothingEnrolled(f"No image could be used, so nothing was enrolled. {reasons}", rejected=rejected)
+    return accepted, rejected
 
-    def work(connection: sa.Connection) -> dict[str, Any]:
-        if idempotency_key is not None:
-            # Again, now alone: the same request may have come twice at once.
-            idempotency.claim(connection, idempotency_key)
-            before = idempotency.recall(connection, idempotency_key, fingerprint)
-            if before is not None:
-                return before
-        references = gallery_enroll(connection, collection, identity, about, accepted, serving.loaded)
-        answer = {
-            "collection": collection,
-            "identity": identity,
-            "references": references,
-            "rejected": rejected,
-        }
-        if idempotency_key is not None:
-            idempotency.remember(connection, idempotency_key, fingerprint, answer)
-        return answer
 
-    answer = database.write(work)
-    ids = [entry["reference_id"] for entry in answer["references"]]
-    audit.note("enroll", collection=collection, identity=identity, references=ids)
-    return answer
+def _sha256(upload: UploadFile) -> str:
+    upload.file.seek(0)
+    return hashlib.file_digest(upload.file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _keep(originals: Originals, upload: UploadFile) -> str | None:
@@ -113,6 +131,6 @@ def _fingerprint(collection: str, identity: str, metadata: dict[str, Any], image
     """What makes two requests the same: names, metadata and the bytes of the images."""
     digest = hashlib.sha256(json.dumps([collection, identity, metadata], sort_keys=True).encode())
     for upload in images:
-        digest.update(hashlib.file_digest(upload.file, "sha256").digest())  # type: ignore[arg-type]
+        digest.update(bytes.fromhex(_sha256(upload)))
         upload.file.seek(0)
     return digest.hexdigest()
