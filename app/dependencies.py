@@ -15,7 +15,6 @@ from fastapi import Depends, Request
 from app import serving
 from app.audit import Audit
 from app.database import Database
-from app.errors import InvalidRequest
 from app.keeper import Keeper
 from app.keys import Caller
 from app.metrics import Metrics
@@ -77,23 +76,6 @@ async def _resources(request: Request) -> Resources:
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]
-
-
-async def strict_form(request: Request) -> None:
-    """Refuses what a form parser passes over in silence: misspelt, repeated and empty fields.
-
-    An empty `collection` would become the default one, a `treshold` the checkpoint's own.
-    """
-    form = await request.form()
-    known = [field.alias for field in request.scope["route"].dependant.body_params]
-    for name in form:
-        if name not in known:
-            raise InvalidRequest(f"There is no field {name[:40]!r} here. Fields: {', '.join(known)}.")
-        values = form.getlist(name)
-        if len(values) > 1 and name != "images":
-            raise InvalidRequest(f"`{name}` was given {len(values)} times; give it once.")
-        if "" in values:
-            raise InvalidRequest(f"`{name}` is empty. Give it a value or leave it out.")
 
 
 async def _caller(request: Request) -> Caller:

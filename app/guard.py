@@ -16,11 +16,11 @@ from functools import lru_cache
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.admission import drain, path_of
 from app.dependencies import Resources
 from app.errors import ForeignOrigin, NotAllowed, RequestError, UnknownHost
 from app.keys import ANYBODY, Caller
 from app.limits import Limits
-from app.middleware import drain, path_of
 from app.problems import problem
 
 # For an orchestrator, which has no key, and to read.

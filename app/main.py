@@ -17,11 +17,13 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from app import problems
+from app.admission import Admission
 from app.dependencies import Resources, opened
 from app.errors import UsageError
 from app.guard import Guard
 from app.limits import Limits
-from app.middleware import BodyLimit, Counted, Outermost
+from app.middleware import Counted, Outermost
+from app.protocol import Protocol
 from app.routes import collections, enroll, search, service, verify
 from app.settings import Settings, read_settings
 
@@ -30,8 +32,8 @@ OVERHEAD_BYTES = 2**20
 SHUTDOWN_SECONDS = 5
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-# Bytes. Smaller ones are kept: pixels of an ordinary image would otherwise come from the system page by page, each time.
-LARGE_BLOCK, KEPT = 8 * 2**20, 16 * 2**20
+# Bytes. Smaller ones are kept: the pixels of each ordinary image would otherwise come page by page from the system.
+LARGE_BLOCK, KEPT = 8 * 2**20, 64 * 2**20
 
 
 def create_app(settings: Settings, resources: Resources | None = None) -> FastAPI:
@@ -61,7 +63,12 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
     problems.install(app)
     for room in (verify, enroll, search, collections, service):
         app.include_router(room.router)
-    app.add_middleware(BodyLimit, limit=lambda path: body_limit(settings, path), seconds=settings.upload_seconds)
+    app.add_middleware(
+        Admission,
+        limit=lambda path: body_limit(settings, path),
+        seconds=settings.upload_seconds,
+        most_held=settings.max_held_bytes,
+    )
     limits = Limits(settings.rate, settings.at_once)
     app.add_middleware(Guard, limit=lambda path: body_limit(settings, path), limits=limits)
     if settings.cors_origins:
@@ -128,6 +135,8 @@ def run(**given: Any) -> None:
     how: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
+        "http": Protocol,
+        "ws": "none",
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
         "server_header": False,
         # Anybody may send these headers; only a proxy that is named is believed.

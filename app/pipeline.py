@@ -14,13 +14,13 @@ from contextvars import copy_context
 from typing import TypeVar
 
 import numpy as np
-from fastapi import UploadFile
 
 from app.encoder import Encoder
-from app.errors import ImageError, Overloaded, TooManyBytes
+from app.errors import ImageError, Overloaded
 from app.image import ImageU8, decode
 from app.matching import EmbeddingsF32
 from app.metrics import Metrics
+from app.multipart import Upload
 from app.settings import Settings
 
 # Images that go through the encoder together; more would cost memory and gain nothing on a CPU.
@@ -68,7 +68,7 @@ class Pipeline:
         finally:
             self._taken -= 1
 
-    def embed(self, encoder: Encoder, **uploads: UploadFile) -> list[EmbeddingsF32]:
+    def embed(self, encoder: Encoder, **uploads: Upload) -> list[EmbeddingsF32]:
         """Embeddings `[D]` of uploads by field, inside a turn. Raises the first `ImageError`, naming its field."""
         results = self.embed_each(encoder, list(uploads.values()))
         for field, result in zip(uploads, results, strict=True):
@@ -77,7 +77,7 @@ class Pipeline:
                 raise result
         return [result for result in results if not isinstance(result, ImageError)]
 
-    def embed_each(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> list[EmbeddingsF32 | ImageError]:
+    def embed_each(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
         """For each upload its embedding `[D]`, or what is wrong with it; inside a turn."""
         results: list[EmbeddingsF32 | ImageError] = []
         for start in range(0, len(uploads), BATCH):
@@ -87,7 +87,7 @@ class Pipeline:
                 self._metrics.refusals.labels(result.code).inc()
         return results
 
-    def _embed_batch(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> list[EmbeddingsF32 | ImageError]:
+    def _embed_batch(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
         decoded = []
         for upload in uploads:
             with self._metrics.stages.labels("decode").time():
@@ -100,15 +100,12 @@ class Pipeline:
         found = iter(embeddings)
         return [image if isinstance(image, ImageError) else next(found) for image in decoded]
 
-    def _decode(self, encoder: Encoder, upload: UploadFile) -> ImageU8 | ImageError:
-        limit = self._settings.max_image_bytes
+    def _decode(self, encoder: Encoder, upload: Upload) -> ImageU8 | ImageError:
         try:
-            if upload.size is not None and upload.size > limit:
-                raise TooManyBytes(f"The image has {upload.size:,} bytes; at most {limit:,} are allowed.")
             return decode(
-                upload.file.read(limit + 1),
+                upload.data,
                 encoder.preprocessing,
-                max_bytes=limit,
+                max_bytes=self._settings.max_image_bytes,
                 max_pixels=self._settings.max_image_pixels,
                 refuse_blank=True,
             )

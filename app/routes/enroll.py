@@ -5,32 +5,31 @@ import json
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, File, Form, Header, UploadFile
+from fastapi import APIRouter, Depends, Header
 from fastapi.concurrency import run_in_threadpool
 
 from app import idempotency
-from app.dependencies import AuditDep, CallerDep, ResourcesDep, strict_form
+from app.dependencies import AuditDep, CallerDep, ResourcesDep
 from app.errors import ImageError, NothingEnrolled, TooManyImages
+from app.forms import EnrollForm, documented, read
 from app.matching import EmbeddingsF32
+from app.multipart import Upload
 from app.originals import Originals
 from app.references import NewReference
 from app.references import enroll as gallery_enroll
-from app.schemas import CollectionForm, EnrollAnswer, IdentityForm, parse_metadata, shown
+from app.schemas import EnrollAnswer, parse_metadata, shown
 
-router = APIRouter(tags=["gallery"], dependencies=[Depends(strict_form)])
+router = APIRouter(tags=["gallery"])
+# More are refused by number (`too_many_images`); beyond these nobody counts.
+MAX_FILES = 1001
 
 
-@router.post("/enroll", response_model=EnrollAnswer, status_code=201, form_limits={"max_files": 1001, "max_fields": 16})
+@router.post("/enroll", response_model=EnrollAnswer, status_code=201, openapi_extra=documented(EnrollForm))
 async def enroll(
     resources: ResourcesDep,
     caller: CallerDep,
     audit: AuditDep,
-    identity: IdentityForm,
-    images: Annotated[list[UploadFile], File(description="One image or more of the identity.")],
-    collection: CollectionForm = "default",
-    metadata: Annotated[
-        str | None, Form(description="A JSON object, merged into what the identity has; null removes a key.")
-    ] = None,
+    form: Annotated[EnrollForm, Depends(read(EnrollForm, max_files=MAX_FILES))],
     idempotency_key: Annotated[
         str | None,
         Header(min_length=1, max_length=255, description="Repeats under the same key give the same answer."),
@@ -41,13 +40,14 @@ async def enroll(
     Images that can't be used are named in `rejected`; the others are enrolled. An image that the identity
     holds already keeps the reference that it has.
     """
+    collection, identity, images = form.collection, form.identity, form.images
     caller.check(collection)
     most = resources.settings.max_images
     if len(images) > most:
         raise TooManyImages(f"{len(images)} images in one request; at most {most} are allowed.")
     database, pipeline = resources.database, resources.pipeline
     serving = resources.keeper.serving  # once: another may take its place meanwhile
-    about = parse_metadata(metadata)
+    about = parse_metadata(form.metadata)
     if idempotency_key is not None:
         # Each caller has its own: what one has used is nobody else's business.
         idempotency_key = f"{caller.name} {idempotency_key}"
@@ -98,7 +98,7 @@ async def enroll(
 
 
 def _sorted(
-    images: list[UploadFile], results: list[EmbeddingsF32 | ImageError], originals: Originals
+    images: list[Upload], results: list[EmbeddingsF32 | ImageError], originals: Originals
 ) -> tuple[list[NewReference], list[dict[str, str]]]:
     """What will be enrolled, kept if images are; and what is rejected. Raises `NothingEnrolled` if all of it is."""
     accepted: list[NewReference] = []
@@ -108,29 +108,17 @@ def _sorted(
         if isinstance(result, ImageError):
             rejected.append({"filename": name, "code": result.code, "detail": result.detail})
         else:
-            accepted.append(NewReference(name, _sha256(upload), result, _keep(originals, upload)))
+            kept = originals.keep(upload.data) if originals.keeps else None
+            accepted.append(NewReference(name, hashlib.sha256(upload.data).hexdigest(), result, kept))
     if not accepted:
         reasons = "; ".join(f"{entry['filename']}: {entry['detail']}" for entry in rejected[:3])
         raise NothingEnrolled(f"No image could be used, so nothing was enrolled. {reasons}", rejected=rejected)
     return accepted, rejected
 
 
-def _sha256(upload: UploadFile) -> str:
-    upload.file.seek(0)
-    return hashlib.file_digest(upload.file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def _keep(originals: Originals, upload: UploadFile) -> str | None:
-    if not originals.keeps:
-        return None
-    upload.file.seek(0)
-    return originals.keep(upload.file.read())
-
-
-def _fingerprint(collection: str, identity: str, metadata: dict[str, Any], images: list[UploadFile]) -> str:
+def _fingerprint(collection: str, identity: str, metadata: dict[str, Any], images: list[Upload]) -> str:
     """What makes two requests the same: names, metadata and the bytes of the images."""
     digest = hashlib.sha256(json.dumps([collection, identity, metadata], sort_keys=True).encode())
     for upload in images:
-        digest.update(bytes.fromhex(_sha256(upload)))
-        upload.file.seek(0)
+        digest.update(hashlib.sha256(upload.data).digest())
     return digest.hexdigest()
