@@ -5,7 +5,8 @@ import numpy as np
 from app.checkpoint import Checkpoint, Runtime
 from app.image import ImageU8
 from app.matching import EmbeddingsF32, distances
-from app.runtimes import RuntimeName, open_session
+from app.runtimes import RuntimeName as RuntimeName
+from app.runtimes import open_session
 
 # Pictures that tell how far another runtime's distances drift: smooth and rough noise, the same each time.
 DRIFT_PICTURES = 16

@@ -11,9 +11,9 @@ import numpy as np
 
 from app import checkpoint as format_1
 from app.checkpoint import Checkpoint
+from app.encoder import RuntimeName
 from app.errors import TrainingFailed, UsageError
 from app.image import Preprocessing
-from app.runtimes import RuntimeName
 from training.dataset import image_files
 from training.options import Finite, WithSections, recipe_options
 from training.recipe import read_recipe

@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from app import checkpoint as format_1
 from app.checkpoint import Checkpoint
-from app.encoder import Encoder
+from app.encoder import Encoder, RuntimeName
 from app.errors import UsageError
 from app.image import ImageU8
 from app.matching import EmbeddingsF32, distances
-from app.runtimes import RuntimeName
 from training.calibration import calibrate as verdicts
 from training.calibration import rates
 from training.calibration.calibrate import Sample

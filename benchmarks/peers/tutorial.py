@@ -9,17 +9,20 @@ import torch
 import uvicorn
 from fastapi import FastAPI, UploadFile
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from torchvision import transforms
 
 from app import checkpoint
-from training.weights import encoder_of
+from training.network import build
 
 
 def create_app(name: str) -> FastAPI:
     opened = checkpoint.load(name)
     to = opened.description.preprocessing
-    model = encoder_of(opened).eval()
+    model = build(opened.description.architecture)
+    model.load_state_dict({key: value.float() for key, value in load_file(opened.weights).items()}, strict=False)
+    model.eval()
     transform = transforms.Compose([transforms.Resize((to.height, to.width)), transforms.PILToTensor()])
     app = FastAPI()
 
