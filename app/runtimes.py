@@ -4,6 +4,7 @@ The same graph everywhere. `openvino-bf16` multiplies in bfloat16, on processors
 drift by some thousandths (`benchmarks/runtimes.py` counts the verdicts that change).
 """
 
+import sys
 import threading
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -58,6 +59,8 @@ class OpenVino:
     def __init__(self, graph: Path, threads: int, streams: int, precision: str) -> None:
         if find_spec("openvino") is None:
             raise UsageError("OpenVINO is not installed: install diptych[openvino], or take the runtime onnxruntime.")
+        # Its package reports every import to its maker. What can't be imported it does without.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         import openvino as ov  # an extra, and half a second to import
 
         core = ov.Core()

@@ -91,7 +91,19 @@ def wrk(url: str, bodies: list[Path], seconds: float, connections: int, pid: int
     server, client = cpu_seconds(pid), _children_cpu()
     started = time.perf_counter()
     done = subprocess.run(
-        [program, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "60s", "-s", script, url, "--", *bodies],
+        [
+            program,
+            "-t1",
+            f"-c{connections}",
+            f"-d{max(1, round(seconds))}s",
+            "--timeout",
+            "60s",
+            "-s",
+            script,
+            url,
+            "--",
+            *bodies,
+        ],
         capture_output=True,
         text=True,
         check=True,
