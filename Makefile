@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-training serve train-omniglot test check format lock bench clean
+.PHONY: help env env-training serve train-omniglot test check format lock bench audit clean
 
 help:  ## Show what there is.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,7 +57,12 @@ format: env-training  ## Format the code and mend what the linter can.
 
 bench: env-training  ## Measure accuracy and speed: make bench DATA=.../shared-data
 	@test -n "$(DATA)" || { echo "make bench DATA=path/to/data (see benchmarks/run.py)" >&2; exit 2; }
+	@command -v wrk >/dev/null || { echo "make bench needs wrk: apt-get install wrk" >&2; exit 2; }
+	$(UV) pip install --quiet --python $(BIN)/python litserve openvino
 	$(BIN)/python -m benchmarks.run "$(DATA)"
+
+audit: $(UV)  ## Look for known holes in what is installed (asks PyPI's advisory service).
+	$(UV) tool run pip-audit --require-hashes --disable-pip -r requirements/service.txt
 
 lock: $(UV)  ## Resolve the dependencies anew into requirements/.
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

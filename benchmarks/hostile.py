@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.speed import serve, status_mib
+from benchmarks.service import serve, status_mib
 
 MOST_SECONDS, MOST_MIB = 2.0, 300e6 / 2**20
 SHOWN = 5

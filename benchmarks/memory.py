@@ -13,7 +13,7 @@ from http.client import HTTPConnection
 
 from PIL import Image
 
-from benchmarks.speed import serve, status_mib
+from benchmarks.service import serve, status_mib
 
 SIDE = 6300
 ROUNDS = 3
