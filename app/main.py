@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
-from app import problems
+from app import logs, problems
 from app.admission import Admission
 from app.dependencies import Resources, opened
 from app.errors import UsageError
@@ -96,7 +96,9 @@ def worker() -> FastAPI:
     """The application of one of several processes, which know their settings from the environment."""
     _end_with_parent()
     _give_memory_back()
-    return create_app(read_settings())
+    settings = read_settings()
+    logs.install(settings.log_format, settings.log_level)
+    return create_app(settings)
 
 
 def _check_address(settings: Settings) -> None:
@@ -139,6 +141,7 @@ def _settle() -> None:
 def run(**given: Any) -> None:
     """Serve until stopped. Raises `UsageError` for settings, checkpoints or galleries that can't be served."""
     settings = read_settings(**given)
+    logs.install(settings.log_format, settings.log_level)
     _check_address(settings)
     _give_memory_back()
     how: dict[str, Any] = {
@@ -148,6 +151,8 @@ def run(**given: Any) -> None:
         "ws": "none",
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
         "server_header": False,
+        "log_config": logs.config(settings.log_format, settings.log_level),
+        "access_log": False,  # ours names no paths, but the key and the request
         # Anybody may send these headers; only a proxy that is named is believed.
         "proxy_headers": bool(settings.trusted_proxies),
         "forwarded_allow_ips": settings.trusted_proxies,

@@ -8,6 +8,8 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import logs
+from app.admission import path_of
 from app.dependencies import Resources
 from app.errors import DiptychError
 from app.problems import problem
@@ -25,6 +27,8 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+# Paths without a name in them.
+UNROUTED = frozenset({"/verify", "/embed", "/enroll", "/search", "/collections", "/checkpoint", "/metrics"})
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -55,7 +59,7 @@ class Outermost:
         try:
             await self.app(scope, receive, send_with_id)
         except Exception:
-            log.exception("unexpected error, request %s", request_id)
+            log.exception("unexpected error, request %s", request_id, extra={"request_id": request_id})
             if started:
                 raise  # the answer is cut off; only the connection's end can tell the caller
             ours = DiptychError("The service made a mistake, and it is in its log under this request_id.")
@@ -63,7 +67,7 @@ class Outermost:
 
 
 class Counted:
-    """Counts answers and times them, by route as declared, so that names in paths are no labels."""
+    """Counts answers, times and logs them, by route as declared, so that names in paths are no labels."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -72,22 +76,36 @@ class Counted:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         started = time.perf_counter()
-        status = 500
+        status, sent = 500, 0
 
         async def send_and_note(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
+            else:
+                sent += len(message.get("body", b""))
             await send(message)
 
+        resources: Resources = scope["state"]["resources"]
         try:
             await self.app(scope, receive, send_and_note)
+        except Exception:
+            scope["state"].setdefault("problem", DiptychError.code)  # what `Outermost` answers
+            raise
         finally:
-            resources: Resources = scope["state"]["resources"]
-            route = getattr(scope.get("route"), "path", "none")
+            route = route_of(scope)
             # A caller may invent methods; series are kept for ever.
             method = scope["method"] if scope["method"] in METHODS else "other"
+            seconds = time.perf_counter() - started
             resources.metrics.requests.labels(method, route, status).inc()
-            resources.metrics.seconds.labels(method, route).observe(time.perf_counter() - started)
+            resources.metrics.seconds.labels(method, route).observe(seconds)
+            if resources.settings.access_log:
+                logs.note(scope, route, status, seconds, sent)
             if code := scope["state"].get("problem"):
                 resources.metrics.problems.labels(code).inc()
+
+
+def route_of(scope: Scope) -> str:
+    """The route as declared; `none` for what there is not. What was refused before it was routed has a path alone."""
+    route = getattr(scope.get("route"), "path", "")
+    return route or (path if (path := path_of(scope)) in UNROUTED else "none")

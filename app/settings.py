@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -91,6 +91,10 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Verify answers `inconclusive` between the threshold and that of this larger false-match rate.",
     )
+
+    log_format: Literal["text", "json"] = Field("text", description="Lines of the log: for people, or JSON.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+    access_log: bool = Field(True, description="Log a line for each request.")
 
     @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod
