@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
-from app import logs, problems
+from app import drain, logs, problems
 from app.admission import Admission
 from app.dependencies import Resources, opened
 from app.errors import UsageError
@@ -30,7 +30,6 @@ from app.settings import Settings, read_settings
 
 # What a multipart body holds besides its images.
 OVERHEAD_BYTES = 2**20
-SHUTDOWN_SECONDS = 5
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 # Bytes. Smaller ones are kept: the pixels of each ordinary image would otherwise come page by page from the system.
@@ -48,7 +47,8 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
             _settle()
             current.ready = True
             try:
-                yield {"resources": current}
+                with drain.announced(current, settings.drain_delay_seconds):
+                    yield {"resources": current}
             finally:
                 current.close()  # here, since a signal ends the process before `run` returns
 
@@ -149,7 +149,7 @@ def run(**given: Any) -> None:
         "port": settings.port,
         "http": Protocol,
         "ws": "none",
-        "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
+        "timeout_graceful_shutdown": settings.drain_seconds,
         "server_header": False,
         "log_config": logs.config(settings.log_format, settings.log_level),
         "access_log": False,  # ours names no paths, but the key and the request

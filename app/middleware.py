@@ -1,5 +1,6 @@
 """What surrounds every request: its id, the headers of its answer, what is counted of it."""
 
+import asyncio
 import logging
 import re
 import time
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import logs
 from app.admission import path_of
 from app.dependencies import Resources
-from app.errors import DiptychError
+from app.errors import DiptychError, Unavailable
 from app.problems import problem
 
 log = logging.getLogger("uvicorn.error")
@@ -58,6 +59,13 @@ class Outermost:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the time that uvicorn gives what is under way at the end is over
+            if started:
+                raise
+            stopping = Unavailable(
+                "The service is stopping, and this took too long. Ask another, or again in a moment."
+            )
+            await problem(stopping, scope)(scope, receive, send_with_id)
         except Exception:
             log.exception("unexpected error, request %s", request_id, extra={"request_id": request_id})
             if started:
@@ -87,8 +95,12 @@ class Counted:
             await send(message)
 
         resources: Resources = scope["state"]["resources"]
+        resources.metrics.under_way.inc()
         try:
             await self.app(scope, receive, send_and_note)
+        except asyncio.CancelledError:
+            status, scope["state"]["problem"] = Unavailable.status, Unavailable.code
+            raise
         except Exception:
             scope["state"].setdefault("problem", DiptychError.code)  # what `Outermost` answers
             raise
@@ -97,6 +109,7 @@ class Counted:
             # A caller may invent methods; series are kept for ever.
             method = scope["method"] if scope["method"] in METHODS else "other"
             seconds = time.perf_counter() - started
+            resources.metrics.under_way.dec()
             resources.metrics.requests.labels(method, route, status).inc()
             resources.metrics.seconds.labels(method, route).observe(seconds)
             if resources.settings.access_log:

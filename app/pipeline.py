@@ -43,6 +43,11 @@ class Pipeline:
         self._taken = 0  # of the event loop alone
 
     @property
+    def taken(self) -> int:
+        """Requests that have a place: those that are being worked on, and those that wait."""
+        return self._taken
+
+    @property
     def is_full(self) -> bool:
         """Whether a request that came now would be refused."""
         return self._taken >= self._places
