@@ -9,6 +9,7 @@ from prometheus_client import (
     Histogram,
     Info,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 
@@ -22,6 +23,7 @@ class Metrics:
     """Of one process. What counts is counted where it happens; `observe` in `measures` asks for the rest."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # when each series began, once more for each
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.drift = Drift()
