@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app import serving
+from app import serving, tracing
 from app.audit import Audit
 from app.database import Database
 from app.keeper import Keeper
@@ -43,6 +43,8 @@ class Resources:
         self.pipeline.close()
         self.keeper.close()
         self.database.close()
+        if self.metrics.tracing is not None:
+            self.metrics.tracing.close()
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def opened(settings: Settings) -> Iterator[Resources]:
         originals = Originals(settings.data_dir, settings.keep_images, database)
         current = serving.load(settings.checkpoint, settings, database)
         serving.check_gallery(database, current.loaded, settings.checkpoint)
-        metrics = Metrics()
+        metrics = Metrics(tracing.opened(settings))
         resources = Resources(
             settings=settings,
             pipeline=Pipeline(settings, metrics),

@@ -18,7 +18,7 @@ access = logging.getLogger("diptych.access")
 # Asked every few seconds by machines, which would bury the rest.
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 # What a record may carry beside its message, in this order.
-FIELDS = ("request_id", "method", "route", "status", "milliseconds", "caller", "received", "sent", "code")
+FIELDS = ("request_id", "trace_id", "method", "route", "status", "milliseconds", "caller", "received", "sent", "code")
 
 
 class JsonFormatter(logging.Formatter):
@@ -87,6 +87,7 @@ def note(scope: Scope, route: str, status: int, seconds: float, sent: int) -> No
         *(scope["method"][:20], route, status, f" {code}" if code else "", milliseconds),
         *(f" for {name}" if name else "", state["request_id"]),
         extra={
+            **({"trace_id": state["trace_id"]} if "trace_id" in state else {}),
             "request_id": state["request_id"],
             "method": scope["method"][:20],
             "route": route,

@@ -23,7 +23,7 @@ from app.dependencies import Resources, opened
 from app.errors import UsageError
 from app.guard import Guard
 from app.limits import Limits
-from app.middleware import Counted, Outermost
+from app.middleware import Counted, Outermost, Traced
 from app.protocol import Protocol
 from app.routes import collections, enroll, search, service, verify
 from app.settings import Settings, read_settings
@@ -61,6 +61,8 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         redoc_url=None,
         redirect_slashes=False,
         responses=problems.RESPONSES,
+        # FastAPI's own would tell paths, and so the names of identities, to whoever a variable names.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     problems.install(app)
     for room in (verify, enroll, search, collections, service):
@@ -82,6 +84,8 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(Counted)
+    if settings.tracing:
+        app.add_middleware(Traced)
     app.add_middleware(Outermost)
     return app
 

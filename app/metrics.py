@@ -1,6 +1,8 @@
 """What Prometheus is told, in a registry of the application's own."""
 
 import math
+from contextlib import AbstractContextManager
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,7 +16,9 @@ from prometheus_client import (
 )
 
 from app.drift import Drift
+from app.tracing import Tracing
 
+Stage = Literal["decode", "embed", "search", "commit"]
 STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 DISTANCE_BUCKETS = tuple(round(0.1 * step, 1) for step in range(1, 21))
 
@@ -22,11 +26,12 @@ DISTANCE_BUCKETS = tuple(round(0.1 * step, 1) for step in range(1, 21))
 class Metrics:
     """Of one process. What counts is counted where it happens; `observe` in `measures` asks for the rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracing: Tracing | None = None) -> None:
         disable_created_metrics()  # when each series began, once more for each
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.drift = Drift()
+        self.tracing = tracing
         self.requests = Counter(
             "diptych_requests",
             "Answers, by route and status.",
@@ -39,7 +44,7 @@ class Metrics:
             ["method", "route"],
             registry=self.registry,
         )
-        self.stages = Histogram(
+        stages = Histogram(
             "diptych_stage_seconds",
             "Time in each stage: waiting for a turn, decoding an image, embedding a batch, searching the gallery, "
             "committing an enrolment.",
@@ -47,6 +52,8 @@ class Metrics:
             registry=self.registry,
             buckets=STAGE_BUCKETS,
         )
+        self._wait = stages.labels("wait")
+        self._stages = {name: stages.labels(name) for name in get_args(Stage)}
         self.distances = Histogram(
             "diptych_distance",
             "Distances that verdicts were about, to be held against those of the calibration.",
@@ -85,6 +92,17 @@ class Metrics:
 
     def _gauge(self, name: str, says: str, *labels: str) -> Gauge:
         return Gauge(name, says, labels, registry=self.registry)
+
+    def stage(self, name: Stage) -> AbstractContextManager[object]:
+        """Time a stage; a span too, where there are traces."""
+        timer = self._stages[name].time()
+        return timer if self.tracing is None else self.tracing.stage(name, timer)
+
+    def waited(self, seconds: float) -> None:
+        """A request's turn has come after so long."""
+        self._wait.observe(seconds)
+        if self.tracing is not None:
+            self.tracing.waited(seconds)
 
     def look_at_drift(self) -> None:
         """NaN, as Prometheus has it, where there is nothing to say."""

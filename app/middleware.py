@@ -14,6 +14,7 @@ from app.admission import path_of
 from app.dependencies import Resources
 from app.errors import DiptychError, Unavailable
 from app.problems import problem
+from app.tracing import RequestSpan
 
 log = logging.getLogger("uvicorn.error")
 
@@ -116,6 +117,36 @@ class Counted:
                 logs.note(scope, route, status, seconds, sent)
             if code := scope["state"].get("problem"):
                 resources.metrics.problems.labels(code).inc()
+
+
+class Traced:
+    """A span for each request, but those that machines ask again and again."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        resources: Resources | None = scope.get("state", {}).get("resources")
+        tracing = resources.metrics.tracing if resources else None
+        if scope["type"] != "http" or resources is None or tracing is None or path_of(scope) in logs.QUIET:
+            return await self.app(scope, receive, send)
+        state = scope["state"]
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        span, status = RequestSpan(tracing, method, Headers(scope=scope)), 500
+        state["trace_id"] = span.trace_id
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            with span.current():
+                await self.app(scope, receive, send_and_note)
+        finally:
+            model_id = resources.keeper.serving.model_id
+            span.end(route_of(scope), status, state["request_id"], model_id, state.get("problem"))
 
 
 def route_of(scope: Scope) -> str:

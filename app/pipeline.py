@@ -59,7 +59,7 @@ class Pipeline:
         asked = time.perf_counter()
 
         def begun() -> Answer:
-            self._metrics.stages.labels("wait").observe(time.perf_counter() - asked)
+            self._metrics.waited(time.perf_counter() - asked)
             return work()
 
         self._taken += 1
@@ -95,12 +95,12 @@ class Pipeline:
     def _embed_batch(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
         decoded = []
         for upload in uploads:
-            with self._metrics.stages.labels("decode").time():
+            with self._metrics.stage("decode"):
                 decoded.append(self._decode(encoder, upload))
         images = [image for image in decoded if not isinstance(image, ImageError)]
         embeddings: list[EmbeddingsF32] = []
         if images:
-            with self._metrics.stages.labels("embed").time():
+            with self._metrics.stage("embed"):
                 embeddings = list(encoder.embed(np.stack(images)))
         found = iter(embeddings)
         return [image if isinstance(image, ImageError) else next(found) for image in decoded]

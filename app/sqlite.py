@@ -57,6 +57,7 @@ class SQLite(Database):
             sa.URL.create("sqlite", database=str(path)),
             module=pysqlite3,
             connect_args={"timeout": BUSY_SECONDS},
+            hide_parameters=True,  # in what is logged
             pool_size=64,
             max_overflow=0,
         )

@@ -88,7 +88,7 @@ async def enroll(
                 idempotency.remember(connection, idempotency_key, fingerprint, answer)
             return answer
 
-        with resources.metrics.stages.labels("commit").time():
+        with resources.metrics.stage("commit"):
             answer = database.write(work)
         ids = [entry["reference_id"] for entry in answer["references"]]
         audit.note("enroll", collection=collection, identity=identity, references=ids)
