@@ -9,13 +9,37 @@ import asyncio
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from uvicorn.supervisors import Multiprocess
+
 from app.dependencies import Resources
 
 log = logging.getLogger("uvicorn.error")
+
+LOOK_SECONDS = 0.1
+
+
+class Workers(Multiprocess):
+    """uvicorn's parent of several workers, which would hold the port open, with nobody to answer, until all are gone;
+    and would not pass a second signal on."""
+
+    def terminate_all(self) -> None:
+        super().terminate_all()
+        for listening in self.sockets:
+            listening.close()
+
+    def join_all(self) -> None:
+        while any(process.process.is_alive() for process in self.processes):
+            if self.signal_queue:
+                self.signal_queue.clear()
+                for process in self.processes:
+                    process.process.terminate()
+            time.sleep(LOOK_SECONDS)
+        super().join_all()
 
 
 @contextmanager

@@ -169,4 +169,5 @@ def run(**given: Any) -> None:
             return
     # Workers know only the environment.
     os.environ.update({f"DIPTYCH_{name.upper()}": str(value) for name, value in given.items()})
-    uvicorn.run("app.main:worker", factory=True, workers=settings.workers, **how)
+    config = uvicorn.Config("app.main:worker", factory=True, workers=settings.workers, **how)
+    drain.Workers(config, sockets=[config.bind_socket()]).run()
