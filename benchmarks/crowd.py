@@ -157,14 +157,14 @@ class Crowd:
 
     def burst(self, seconds: float, clients: int = 60) -> None:
         """Many more at once than are let in."""
-        until = time.monotonic() + seconds
+        until, rng = time.monotonic() + seconds, random.Random(self.seed)
 
         def ask() -> None:
             while time.monotonic() < until:
                 asked = time.monotonic()
+                pair = {"image_a": rng.choice(DRAWINGS), "image_b": rng.choice(DRAWINGS)}
                 with suppress(httpx.TransportError):
-                    self.tell("burst", self._post("/verify", {"image_a": DRAWINGS[0], "image_b": DRAWINGS[1]}),
-                              time.monotonic() - asked)  # fmt: skip
+                    self.tell("burst", self._post("/verify", pair), time.monotonic() - asked)
 
         threads = [threading.Thread(target=ask) for _ in range(clients)]
         for thread in threads:

@@ -31,7 +31,7 @@ from soak import Hand, check_searches  # noqa: E402
 
 from benchmarks.crowd import ENDPOINTS, Crowd  # noqa: E402
 from benchmarks.curves import draw  # noqa: E402
-from benchmarks.speed import status_mib  # noqa: E402
+from benchmarks.service import status_mib  # noqa: E402
 
 SAMPLE_SECONDS = 3.0
 HANDS = 3
