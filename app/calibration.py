@@ -187,6 +187,12 @@ class Calibration:
             return self._known[bisect_left(self._known, references)], 1
         return self._known[-1], -(-references // self._known[-1])
 
+    def single(self) -> tuple[Floats, Floats, Floats] | None:
+        """Distances `[G]`, and the shares of genuine and of impostor pairs with one reference that lie within each;
+        None where nothing was measured."""
+        fmr_G, fnmr_G = (self._curves.get(f"{rate}_all_1", np.array([math.nan])) for rate in ("fmr", "fnmr"))
+        return None if np.isnan(fmr_G).any() or np.isnan(fnmr_G).any() else (self._distance, 1 - fnmr_G, fmr_G)
+
     # --- searches ------------------------------------------------------------------------------------------
 
     def threshold_for_search(self, target_fpir: float, identities: int, references: int) -> Threshold:

@@ -79,10 +79,15 @@ class Database(ABC):
 
         upgrade(connection)
 
+    def schema(self, connection: sa.Connection) -> str | None:
+        """The schema that the gallery has now; another process may have migrated it."""
+        found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        return found
+
     def _revision(self, connection: sa.Connection) -> str | None:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
-        found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        found = self.schema(connection)
         if found is not None and found not in REVISIONS:
             raise UsageError(
                 f"The gallery {self.where} has schema {found!r}, which this version of Diptych does not know (it knows "

@@ -7,12 +7,11 @@ take images ask for `ResourcesDep` alone, since each further one takes FastAPI s
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app import serving
+from app import serving, tracing
 from app.audit import Audit
 from app.database import Database
 from app.keeper import Keeper
@@ -35,6 +34,8 @@ class Resources:
     keeper: Keeper
     metrics: Metrics
     ready: bool = False
+    # Told to stop: what is under way is answered, and no more should be sent.
+    draining: bool = False
 
     def close(self) -> None:
         """Finish what is begun, leave snapshots, give the gallery free. Twice is no harm."""
@@ -42,6 +43,8 @@ class Resources:
         self.pipeline.close()
         self.keeper.close()
         self.database.close()
+        if self.metrics.tracing is not None:
+            self.metrics.tracing.close()
 
 
 @contextmanager
@@ -52,7 +55,7 @@ def opened(settings: Settings) -> Iterator[Resources]:
         originals = Originals(settings.data_dir, settings.keep_images, database)
         current = serving.load(settings.checkpoint, settings, database)
         serving.check_gallery(database, current.loaded, settings.checkpoint)
-        metrics = Metrics(current.model_id, version("diptych"))
+        metrics = Metrics(tracing.opened(settings))
         resources = Resources(
             settings=settings,
             pipeline=Pipeline(settings, metrics),

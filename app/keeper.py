@@ -60,6 +60,11 @@ class Keeper:
         self._checked = False
         self._said: dict[str, str] = {}
 
+    @property
+    def failing(self) -> dict[str, bool]:
+        """For each task that has run, whether it fails just now."""
+        return {name: bool(said) for name, said in list(self._said.items())}
+
     def start(self) -> None:
         for thread in self._threads:
             thread.start()

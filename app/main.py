@@ -17,20 +17,19 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
-from app import problems
+from app import drain, logs, problems
 from app.admission import Admission
 from app.dependencies import Resources, opened
 from app.errors import UsageError
 from app.guard import Guard
 from app.limits import Limits
-from app.middleware import Counted, Outermost
+from app.middleware import Counted, Outermost, Traced
 from app.protocol import Protocol
 from app.routes import collections, enroll, search, service, verify
 from app.settings import Settings, read_settings
 
 # What a multipart body holds besides its images.
 OVERHEAD_BYTES = 2**20
-SHUTDOWN_SECONDS = 5
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 # Bytes. Smaller ones are kept: the pixels of each ordinary image would otherwise come page by page from the system.
@@ -48,7 +47,8 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
             _settle()
             current.ready = True
             try:
-                yield {"resources": current}
+                with drain.announced(current, settings.drain_delay_seconds):
+                    yield {"resources": current}
             finally:
                 current.close()  # here, since a signal ends the process before `run` returns
 
@@ -61,6 +61,8 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         redoc_url=None,
         redirect_slashes=False,
         responses=problems.RESPONSES,
+        # FastAPI's own would tell paths, and so the names of identities, to whoever a variable names.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     problems.install(app)
     for room in (verify, enroll, search, collections, service):
@@ -82,6 +84,8 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(Counted)
+    if settings.tracing:
+        app.add_middleware(Traced)
     app.add_middleware(Outermost)
     return app
 
@@ -96,7 +100,9 @@ def worker() -> FastAPI:
     """The application of one of several processes, which know their settings from the environment."""
     _end_with_parent()
     _give_memory_back()
-    return create_app(read_settings())
+    settings = read_settings()
+    logs.install(settings.log_format, settings.log_level)
+    return create_app(settings)
 
 
 def _check_address(settings: Settings) -> None:
@@ -139,6 +145,7 @@ def _settle() -> None:
 def run(**given: Any) -> None:
     """Serve until stopped. Raises `UsageError` for settings, checkpoints or galleries that can't be served."""
     settings = read_settings(**given)
+    logs.install(settings.log_format, settings.log_level)
     _check_address(settings)
     _give_memory_back()
     how: dict[str, Any] = {
@@ -146,8 +153,10 @@ def run(**given: Any) -> None:
         "port": settings.port,
         "http": Protocol,
         "ws": "none",
-        "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
+        "timeout_graceful_shutdown": settings.drain_seconds,
         "server_header": False,
+        "log_config": logs.config(settings.log_format, settings.log_level),
+        "access_log": False,  # ours names no paths, but the key and the request
         # Anybody may send these headers; only a proxy that is named is believed.
         "proxy_headers": bool(settings.trusted_proxies),
         "forwarded_allow_ips": settings.trusted_proxies,
@@ -160,4 +169,5 @@ def run(**given: Any) -> None:
             return
     # Workers know only the environment.
     os.environ.update({f"DIPTYCH_{name.upper()}": str(value) for name, value in given.items()})
-    uvicorn.run("app.main:worker", factory=True, workers=settings.workers, **how)
+    config = uvicorn.Config("app.main:worker", factory=True, workers=settings.workers, **how)
+    drain.Workers(config, sockets=[config.bind_socket()]).run()

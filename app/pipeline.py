@@ -43,6 +43,11 @@ class Pipeline:
         self._taken = 0  # of the event loop alone
 
     @property
+    def taken(self) -> int:
+        """Requests that have a place: those that are being worked on, and those that wait."""
+        return self._taken
+
+    @property
     def is_full(self) -> bool:
         """Whether a request that came now would be refused."""
         return self._taken >= self._places
@@ -54,7 +59,7 @@ class Pipeline:
         asked = time.perf_counter()
 
         def begun() -> Answer:
-            self._metrics.stages.labels("wait").observe(time.perf_counter() - asked)
+            self._metrics.waited(time.perf_counter() - asked)
             return work()
 
         self._taken += 1
@@ -90,12 +95,12 @@ class Pipeline:
     def _embed_batch(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
         decoded = []
         for upload in uploads:
-            with self._metrics.stages.labels("decode").time():
+            with self._metrics.stage("decode"):
                 decoded.append(self._decode(encoder, upload))
         images = [image for image in decoded if not isinstance(image, ImageError)]
         embeddings: list[EmbeddingsF32] = []
         if images:
-            with self._metrics.stages.labels("embed").time():
+            with self._metrics.stage("embed"):
                 embeddings = list(encoder.embed(np.stack(images)))
         found = iter(embeddings)
         return [image if isinstance(image, ImageError) else next(found) for image in decoded]

@@ -31,6 +31,7 @@ class PostgreSQL(Database):
             raise UsageError("DIPTYCH_DATABASE_URL is no URL: postgresql+psycopg://USER:PASSWORD@HOST/DB.") from None
         engine = sa.create_engine(
             where,
+            hide_parameters=True,  # in what is logged
             pool_pre_ping=True,  # a server that was restarted is met with new connections, not with errors
             pool_size=32,
             max_overflow=32,

@@ -14,6 +14,7 @@ from app.errors import (
     DiptychError,
     InvalidRequest,
     ModelMismatch,
+    Overloaded,
     TooManyRequests,
     Unavailable,
 )
@@ -73,8 +74,9 @@ async def _diptych_error(request: Request, error: Exception) -> Response:
     # `GalleryMoved` knows by the embeddings left behind; where those were forgotten at once, the keeper remembers.
     if isinstance(error, ModelMismatch) and request.state.resources.keeper.followed:
         error = Unavailable("The gallery is moving to another encoder. Try again in a moment.")
-    if error.status >= 500:
-        log.error("%s: %s (request %s)", error.code, error, request.scope.get("state", {}).get("request_id"))
+    if error.status >= 500 and not isinstance(error, Overloaded):  # of which there are many, and each is an access line
+        request_id = request.scope.get("state", {}).get("request_id")
+        log.error("%s: %s (request %s)", error.code, error, request_id, extra={"request_id": request_id})
     return problem(error, request.scope)
 
 

@@ -256,4 +256,14 @@ class CheckpointAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "ready"]
+    status: Literal["ok"]
+
+
+class CheckAnswer(BaseModel):
+    ok: bool
+    detail: str
+
+
+class Readiness(BaseModel):
+    status: Literal["ready"]
+    checks: dict[str, CheckAnswer]

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -90,6 +90,26 @@ class Settings(BaseSettings):
         lt=1,
         allow_inf_nan=False,
         description="Verify answers `inconclusive` between the threshold and that of this larger false-match rate.",
+    )
+
+    drain_seconds: int = Field(
+        10, ge=1, le=3600, description="Told to stop: how long requests under way may take before they are cut off."
+    )
+    drain_delay_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=600,
+        allow_inf_nan=False,
+        description="Told to stop: how long it says that it is not ready and still answers, before it takes no more.",
+    )
+    # A commit needs room in the log, and later in the file.
+    min_free_bytes: int = Field(16 * 2**20, ge=0, description="Room on the gallery's disk below which it is not ready.")
+    log_format: Literal["text", "json"] = Field("text", description="Lines of the log: for people, or JSON.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+    access_log: bool = Field(True, description="Log a line for each request.")
+
+    tracing: bool = Field(
+        False, description="Send OpenTelemetry traces to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names."
     )
 
     @field_validator("allowed_hosts", "cors_origins", mode="before")

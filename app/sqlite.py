@@ -20,8 +20,6 @@ from app.errors import GalleryDamaged, GalleryInUse, StorageUnavailable, UsageEr
 
 BUSY_SECONDS = 10
 CACHE_KIB = 16 * 1024
-# Below this nothing is promised: a commit needs room in the log, and later in the file.
-LEAST_FREE_BYTES = 16 * 2**20
 
 # What SQLite says, and what it means to whoever runs the service.
 REFUSALS = {
@@ -59,6 +57,7 @@ class SQLite(Database):
             sa.URL.create("sqlite", database=str(path)),
             module=pysqlite3,
             connect_args={"timeout": BUSY_SECONDS},
+            hide_parameters=True,  # in what is logged
             pool_size=64,
             max_overflow=0,
         )
@@ -89,11 +88,6 @@ class SQLite(Database):
         if disk.f_flag & os.ST_RDONLY:
             self.trouble = StorageUnavailable(REFUSALS["readonly database"])
             raise self.trouble
-        free = disk.f_bavail * disk.f_frsize
-        if free < LEAST_FREE_BYTES:
-            raise StorageUnavailable(
-                f"The disk with the gallery's database has {free / 2**20:.1f} MiB left; make room on it."
-            )
 
     def check(self) -> None:
         """Read every page. Raises `GalleryDamaged` naming what is wrong; takes seconds a gigabyte."""

@@ -60,7 +60,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Service:
-    """`diptych serve` in a process of its own."""
+    """`diptych serve` in a process of its own; `key` goes along with each request of `client`."""
+
+    key = ""
 
     def __init__(self, checkpoint: Path | str, data_dir: Path, *, by_option: bool = False, **environment: str) -> None:
         self.data_dir = data_dir
@@ -85,7 +87,8 @@ class Service:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        headers = {"X-API-Key": self.key} if self.key else {}
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
         deadline = time.monotonic() + 30
         while True:
             assert self.process.poll() is None, self.log.read_text()

@@ -4,7 +4,7 @@
 
 Each hand has identities of its own, so it knows what they must hold; of a request that was cut off, either outcome is
 legal. After every kill the service starts again on the same directory, and every identity is looked at, searched for,
-and its kept images are counted. The tests run a few rounds of it.
+and its kept images are counted. The tests run a few rounds of it; `benchmarks/soak.py` has hands among its crowd.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,11 +34,14 @@ class Hand:
     may_hold: dict[str, set[Held]] = field(default_factory=dict)
     answered: int = 0
     cut_off: int = 0
+    # Seconds between two changes, and who is told of each answer: what was asked, its status, the seconds it took.
+    pause: float = 0.0
+    tell: Callable[[str, int, float], None] = lambda what, status, seconds: None
 
     def work(self, service: Service, stop: threading.Event) -> None:
         """Until the service is gone. Anything but a connection that breaks, or a 2xx, is a failure."""
-        with httpx.Client(base_url=service.client.base_url, timeout=30) as client:
-            while not stop.is_set():
+        with httpx.Client(base_url=service.client.base_url, headers=service.client.headers, timeout=30) as client:
+            while not stop.wait(self.pause):
                 identity = f"{self.name}-{self.rng.randrange(6)}"
                 (before,) = self.may_hold.setdefault(identity, {frozenset()})
                 try:
@@ -53,6 +57,7 @@ class Hand:
         if before and self.rng.random() < 0.4:
             self.may_hold[identity] = {before, frozenset()}
             response = client.delete(f"{BASE}/{identity}")
+            self.tell("delete", response.status_code, response.elapsed.total_seconds())
             assert response.status_code == 204 or _is_stopping(response), response.text
             return frozenset()
         image = self.rng.choice(IMAGES)
@@ -61,6 +66,7 @@ class Hand:
         response = client.post(
             "/enroll", data={"identity": identity}, files={"images": (image.name, image.read_bytes())}
         )
+        self.tell("enroll", response.status_code, response.elapsed.total_seconds())
         assert response.status_code == 201 or _is_stopping(response), response.text
         return after
 

@@ -51,7 +51,8 @@ def test_settings_are_those_of_the_readme_with_their_defaults() -> None:
     for name, field in Settings.model_fields.items():
         shown = listed[name.upper()]
         if field.default_factory is None:
-            default = "" if field.default in (None, []) else "0" if field.default is False else field.default
+            default = "" if field.default in (None, []) else field.default
+            default = int(default) if isinstance(default, bool) else default
             assert shown == f"{default:g}" if isinstance(default, float) else shown == str(default), name
 
 

@@ -88,7 +88,8 @@ async def enroll(
                 idempotency.remember(connection, idempotency_key, fingerprint, answer)
             return answer
 
-        answer = database.write(work)
+        with resources.metrics.stage("commit"):
+            answer = database.write(work)
         ids = [entry["reference_id"] for entry in answer["references"]]
         audit.note("enroll", collection=collection, identity=identity, references=ids)
         return answer

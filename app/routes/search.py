@@ -40,7 +40,7 @@ async def search(
         return probe_D
 
     def answer() -> SearchAnswer:
-        with metrics.stages.labels("search").time(), database.read() as connection:
+        with metrics.stage("search"), database.read() as connection:
             key = gallery.collection_key(connection, form.collection)
             model_key = models.key_of(connection, serving.loaded)
             hits = find(connection, serving.proposer, model_key, key, probe_D, form.top_k, where)

@@ -1,15 +1,13 @@
 """The service about itself: what is loaded, whether it lives, what it counted."""
 
-from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
-from app import gallery, models
-from app.dependencies import DatabaseDep, MetricsDep, ResourcesDep, ServingDep
-from app.errors import ModelMismatch, StorageUnavailable, Unavailable
-from app.schemas import CheckpointAnswer, Health
+from app import measures, readiness
+from app.dependencies import ResourcesDep, ServingDep
+from app.schemas import CheckAnswer, CheckpointAnswer, Health, Readiness
 
 router = APIRouter(tags=["service"])
 
@@ -26,31 +24,24 @@ async def healthz() -> Health:
     return Health(status="ok")
 
 
-@router.get("/readyz", response_model=Health)
-def readyz(resources: ResourcesDep) -> Health:
-    """A warm-up embedding has run and the gallery can be read and written; otherwise 503, and what is wrong."""
-    if not resources.ready:
-        raise Unavailable("The encoder is warming up.")
-    for trouble in (resources.database.trouble, resources.originals.trouble, resources.keeper.stranded):
-        if trouble is not None:
-            raise type(trouble)(trouble.detail)
-    with resources.database.read() as connection:
-        try:
-            models.key_of(connection, resources.keeper.serving.loaded)
-        except ModelMismatch as mismatch:
-            raise Unavailable(mismatch.detail) from None
-    resources.database.is_writable()
-    return Health(status="ready")
+@router.get("/readyz", response_model=Readiness)
+def readyz(resources: ResourcesDep) -> Readiness:
+    """The encoder is warm, the gallery can be read and written, its schema and model are this version's, the disk has
+    room, and the service is not stopping; otherwise 503 with all that is wrong, and the code of the first of it."""
+    made = readiness.checks(resources)
+    found = {check.name: CheckAnswer(ok=check.problem is None, detail=check.detail) for check in made}
+    wrong = [check.problem for check in made if check.problem is not None]
+    if wrong:
+        every = " ".join(dict.fromkeys(problem.detail for problem in wrong))  # one cause may fail several
+        raise type(wrong[0])(every, checks={name: check.model_dump() for name, check in found.items()})
+    return Readiness(status="ready", checks=found)
 
 
 @router.get("/metrics", response_class=Response)
-def metrics(metrics: MetricsDep, database: DatabaseDep) -> Response:
-    """Counters of this process for Prometheus, and the gallery's size."""
-    with suppress(StorageUnavailable), database.read() as connection:
-        identities, references = gallery.sizes(connection)
-        metrics.identities.set(identities)
-        metrics.references.set(references)
-    return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+def metrics(resources: ResourcesDep) -> Response:
+    """What this process counted, for Prometheus; and the gallery's size, the checks of /readyz, the drift."""
+    measures.observe(resources)
+    return Response(resources.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/", include_in_schema=False)

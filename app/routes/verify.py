@@ -59,6 +59,8 @@ async def verify(
         verdict = decide(apart, chosen.value, inconclusive_to)
         metrics.verdicts.labels(verdict).inc()
         metrics.distances.labels("verify").observe(apart)
+        if compared == 1:  # the nearest of several is closer by chance too
+            metrics.drift.note(calibration, apart)
         said = calibration.said(apart, chosen, compared)
         ratio = said.log_likelihood_ratio
         return VerifyAnswer(
