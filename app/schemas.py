@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from app.checkpoint import CalibrationFacts, DatasetFacts, Runtime
 from app.errors import InvalidMetadata, InvalidName
 from app.gallery import MAX_METADATA_BYTES
-from app.image import Preprocessing
+from app.image import SERVED, Preprocessing
 from app.matching import MAX_DISTANCE, OperatingPoint, ThresholdSource, Verdict
 
 NAME_LENGTH = 128
@@ -100,7 +100,7 @@ def parse_filter(text: str | None) -> dict[str, list[Any]] | None:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
-ImageFile = Annotated[UploadFile, Field(description="JPEG, PNG, WebP, GIF, BMP or TIFF; bytes decide.")]
+ImageFile = Annotated[UploadFile, Field(description=f"{SERVED}; bytes decide.")]
 CollectionForm = Annotated[Name, Form(description=f"Collection: {NAME_RULE}.")]
 IdentityForm = Annotated[Name, Form(description=f"Identity: {NAME_RULE}.")]
 ClaimForm = Annotated[Name | None, Form(description="An enrolled identity that `image_a` claims to show.")]

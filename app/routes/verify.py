@@ -15,13 +15,14 @@ from app.dependencies import (
     strict_form,
 )
 from app.errors import ConflictingFields, InvalidRequest
+from app.image import SERVED
 from app.matching import decide, distance, distances
 from app.references import references_of
 from app.schemas import ClaimForm, CollectionForm, EmbedAnswer, ThresholdForm, VerifyAnswer
 
 router = APIRouter(tags=["verification"], dependencies=[Depends(strict_form)])
 
-IMAGE = "JPEG, PNG, WebP, GIF, BMP or TIFF; bytes decide, not the name."
+IMAGE = f"{SERVED}; bytes decide, not the name."
 
 
 @router.post("/verify", response_model=VerifyAnswer, form_limits={"max_files": 4, "max_fields": 16})

@@ -192,7 +192,7 @@ def test_an_empty_file_is_named() -> None:
 )
 def test_what_is_no_supported_image_is_named_with_what_is(data: bytes) -> None:
     """Text, PDF, HEIC, SVG."""
-    with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WEBP, GIF, BMP, TIFF"):
+    with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"):
         decode(data, GREY)
 
 
