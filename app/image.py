@@ -105,7 +105,7 @@ def decode(
     claimed = claimed_format(data)
     if claimed is None or claimed not in formats:
         raise _unsupported(claimed)
-    _load_plugin(claimed)
+    load_plugin(claimed)
     try:
         with Image.open(io.BytesIO(data), formats=(claimed,)) as image:
             return _pixels(image, to, max_pixels, refuse_blank)
@@ -150,7 +150,7 @@ def _unsupported(claimed: str | None) -> UnsupportedFormat:
 
 
 @functools.cache
-def _load_plugin(name: str) -> None:
+def load_plugin(name: str) -> None:
     """Import the decoder of one format; Pillow alone would import those of all."""
     if name == HEIF:
         import pillow_heif  # no embedded thumbnails: they may show something else

@@ -10,9 +10,10 @@ from threading import BoundedSemaphore
 import numpy as np
 from fastapi import UploadFile
 
+from app.decoder import Decoder
 from app.encoder import Encoder
 from app.errors import ImageError, Overloaded, TooManyBytes
-from app.image import ImageU8, decode
+from app.image import ImageU8
 from app.matching import EmbeddingsF32
 from app.metrics import Metrics
 from app.settings import Settings
@@ -38,6 +39,7 @@ class Pipeline:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._decoder = Decoder(settings)
         self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="embed")
         self._places = BoundedSemaphore(settings.concurrency + settings.queue_length)
 
@@ -77,7 +79,7 @@ class Pipeline:
             if upload.size is not None and upload.size > limit:
                 raise TooManyBytes(f"The image has {upload.size:,} bytes; at most {limit:,} are allowed.")
             data = upload.file.read(limit + 1)
-            pixels = decode(
+            pixels = self._decoder.decode(
                 data,
                 encoder.preprocessing,
                 max_bytes=limit,
@@ -116,3 +118,4 @@ class Pipeline:
 
     def close(self) -> None:
         self._workers.shutdown(cancel_futures=True)
+        self._decoder.close()

@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,15 @@ class Settings(BaseSettings):
     encoder_threads: int = Field(1, ge=1, description="Threads of one embedding.")
     max_image_bytes: int = Field(MAX_BYTES, ge=1024, description="Bytes of one image.")
     max_image_pixels: int = Field(MAX_PIXELS, ge=1024, description="Pixels of one image, width times height.")
+    decode_seconds: float = Field(
+        2.0,
+        gt=0,
+        le=600,
+        allow_inf_nan=False,
+        description="Processor time of a decoder process for one image; four times as long by the clock.",
+    )
+    decode_mib: int = Field(640, ge=16, description="Memory of a decoder process for one image, in MiB.")
+    heic: bool = Field(False, description="Open HEIC, which needs the extra `heic`.")
     max_images: int = Field(32, ge=1, le=1000, description="Images in one request to enroll.")
     max_request_bytes: int = Field(128 * 2**20, ge=4096, description="Bytes of a request's whole body.")
 
@@ -102,6 +112,13 @@ class Settings(BaseSettings):
     def _origins(cls, value: list[str]) -> list[str]:
         if not all(re.fullmatch(r"https?://[^/*]+", one) for one in value):
             raise ValueError("must be origins such as https://shop.example, without a path and without *")
+        return value
+
+    @field_validator("heic")
+    @classmethod
+    def _has_heic(cls, value: bool) -> bool:
+        if value and find_spec("pillow_heif") is None:
+            raise ValueError("needs pillow-heif, which is not installed: uv pip install 'diptych[heic]'")
         return value
 
     @field_validator("rate")
