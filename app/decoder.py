@@ -14,7 +14,7 @@ import numpy as np
 
 from app.decoder_process import PIXELS, REFUSED
 from app.errors import DamagedImage, ImageError, Unavailable
-from app.image import HEIF, SERVED_FORMATS, ImageU8, Preprocessing, decode
+from app.image import ImageU8, Preprocessing, decode
 from app.isolation import DecoderProcess, Ended
 from app.settings import Settings
 from app.suspects import is_suspect
@@ -40,7 +40,6 @@ class Decoder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._formats = (*SERVED_FORMATS, HEIF) if settings.heic else SERVED_FORMATS
         self._places = BoundedSemaphore(settings.concurrency)
         self._lock = Lock()
         self._idle: list[DecoderProcess] = []
@@ -49,7 +48,7 @@ class Decoder:
     def decode(self, data: bytes, to: Preprocessing, *, max_bytes: int, max_pixels: int, refuse_blank: bool) -> ImageU8:
         """Pixels `[height, width, channels]`. Raises what `image.decode` raises; `DamagedImage` also where a decoder
         took too long or died, and `Unavailable` where none can be started."""
-        formats = self._formats
+        formats = self._settings.formats
         if len(data) > max_bytes or not is_suspect(data, formats):
             return decode(
                 data, to, max_bytes=max_bytes, max_pixels=max_pixels, formats=formats, refuse_blank=refuse_blank

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import UsageError
-from app.image import MAX_BYTES, MAX_PIXELS
+from app.image import HEIF, MAX_BYTES, MAX_PIXELS, SERVED_FORMATS
 from app.limits import rate
 
 log = logging.getLogger("uvicorn.error")
@@ -138,6 +138,11 @@ class Settings(BaseSettings):
         if place not in ("no", "yes") and not re.fullmatch(r"s3://[^/]+/.*[^/].*", place):
             raise ValueError("must be `no`, `yes` or s3://BUCKET/PREFIX")
         return place
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What images are opened, by Pillow's names."""
+        return (*SERVED_FORMATS, HEIF) if self.heic else SERVED_FORMATS
 
     @property
     def is_postgresql(self) -> bool:
