@@ -41,7 +41,7 @@ def main() -> None:
     answers, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    _confine(int(mib))
+    _confine(int(mib), heic="heic" in others)
     _write(answers, READY)
     while select.select([0], [], [], float(idle_seconds))[0]:
         head = sys.stdin.buffer.read(REQUEST.size)
@@ -65,8 +65,13 @@ def _load(*, heic: bool) -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
-def _confine(mib: int) -> None:
-    """Let go of what decoding does not need. What a system does not know is left as it is."""
+def _confine(mib: int, *, heic: bool) -> None:
+    """Let go of what decoding does not need. HEIC's decoder needs a thread, which counts as a process.
+
+    On Linux; elsewhere only time is limited.
+    """
+    if sys.platform != "linux":
+        return
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -74,8 +79,8 @@ def _confine(mib: int) -> None:
         (resource.RLIMIT_AS, held + mib * 2**20),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_NOFILE, 0),
+        *([] if heic else [(resource.RLIMIT_NPROC, 0)]),
     ):
         resource.setrlimit(limit, (value, value))
 

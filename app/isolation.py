@@ -4,13 +4,13 @@ The other side is `decoder_process`. What comes back is bytes with a length, nev
 image took over can send wrong pixels, and no more of them than were asked for.
 """
 
+import fcntl
 import os
 import select
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from fcntl import F_SETPIPE_SZ, fcntl
 from pathlib import Path
 
 from app.decoder_process import ANSWER, READY, REQUEST
@@ -56,8 +56,9 @@ class DecoderProcess:
         self._readable.register(self._from, select.POLLIN)
         for pipe in (self._to, self._from):
             os.set_blocking(pipe, False)
-            with suppress(OSError):  # a user may have only so many pages in pipes
-                fcntl(pipe, F_SETPIPE_SZ, PIPE_BYTES)
+            if sys.platform == "linux":
+                with suppress(OSError):  # a user may have only so many pages in pipes
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             self._read(len(READY), time.monotonic() + START_SECONDS)
         except Ended:
@@ -130,5 +131,6 @@ def _environment() -> dict[str, str]:
         **{name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
         "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         "OPENBLAS_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "1",  # each would count as 64 MiB
         "MALLOC_MMAP_THRESHOLD_": str(2**20),  # large blocks go back to the system as soon as they are free
     }

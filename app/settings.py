@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(MAX_BYTES, ge=1024, description="Bytes of one image.")
     max_image_pixels: int = Field(MAX_PIXELS, ge=1024, description="Pixels of one image, width times height.")
     decode_seconds: float = Field(
-        2.0,
+        1.5,
         gt=0,
         le=600,
         allow_inf_nan=False,

@@ -228,7 +228,7 @@ def test_a_process_can_open_nothing(tmp_path: Path) -> None:
 import socket, subprocess
 from app.decoder_process import _confine, _load
 _load(heic=False)
-_confine(64)
+_confine(64, heic=False)
 for attempt in (
     lambda: open({str(here)!r}),
     lambda: open({str(here)!r}, "w"),
@@ -245,6 +245,27 @@ for attempt in (
     assert done.stdout == "refused\n" * 5
     assert here.read_text() == "x"
     socket.socket().close()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "AVIF", HEIF])
+def test_every_format_is_decoded_by_an_ordinary_user(tmp_path: Path, kind: str) -> None:
+    """Limits on processes bind everybody but root."""
+    (tmp_path / "image").write_bytes(encoded(picture(), kind))
+    script = f"""
+import os, sys
+from app.decoder_process import _confine, _load
+from app.image import Preprocessing, decode
+data = open(sys.argv[1], "rb").read()
+_load(heic={kind == HEIF})
+if os.getuid() == 0:
+    os.setuid(65534)
+_confine(64, heic={kind == HEIF})
+print(decode(data, Preprocessing(8, 8, 1, "pad"), formats=("{kind}",)).shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "image")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "(8, 8, 1)\n", done.stderr
 
 
 def test_a_process_knows_no_secrets(made: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
