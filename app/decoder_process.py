@@ -4,34 +4,28 @@
 
 A request on standard input is the lengths of two parts (`REQUEST`), what to do as JSON, and the image. An answer on
 standard output is a kind and a length (`ANSWER`), then the pixels or, as JSON, the refusal. Before the first byte of an
-image arrives the process has given up what it does not need: it can open no file and no socket, write none, and take
-memory for one image. It ends with its standard input, after some time without work, and when an image takes too long.
+image arrives the process has given up what it does not need (`confinement`). It ends with its standard input, after
+some time without work, and when an image takes too long.
 """
 
-import ctypes
 import importlib
 import json
-import math
 import os
-import resource
 import select
 import signal
 import struct
 import sys
-import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from app.confinement import confine
 from app.errors import ImageError
 from app.image import HEIF, Preprocessing, decode, load_plugin
 from app.suspects import ISOLATED_FORMATS, ORDINARY_FORMATS
 
 REQUEST, ANSWER = struct.Struct("<IQ"), struct.Struct("<BQ")
 READY, PIXELS, REFUSED = b"R", 0, 1
-_PR_SET_NO_NEW_PRIVS = 38  # from linux/prctl.h
 
 
 def main() -> None:
@@ -41,7 +35,7 @@ def main() -> None:
     answers, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    _confine(int(mib), heic="heic" in others)
+    confine(int(mib), threads="heic" in others)  # libde265 starts some
     _write(answers, READY)
     while select.select([0], [], [], float(idle_seconds))[0]:
         head = sys.stdin.buffer.read(REQUEST.size)
@@ -65,33 +59,12 @@ def _load(*, heic: bool) -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
-def _confine(mib: int, *, heic: bool) -> None:
-    """Let go of what decoding does not need. HEIC's decoder needs a thread, which counts as a process.
-
-    On Linux; elsewhere only time is limited.
-    """
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    for limit, value in (
-        (resource.RLIMIT_AS, held + mib * 2**20),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 0),
-        *([] if heic else [(resource.RLIMIT_NPROC, 0)]),
-    ):
-        resource.setrlimit(limit, (value, value))
-
-
 def _answered(what: bytes, data: bytes) -> tuple[int, bytes]:
     """Kind and bytes of the answer. The process is gone when `seconds` of processor time or `clock_seconds` are over:
     a decoder that hangs hears no exception, but the kernel's default for these signals ends it."""
     asked: dict[str, Any] = json.loads(what)
     signal.setitimer(signal.ITIMER_PROF, asked["seconds"])
     signal.setitimer(signal.ITIMER_REAL, asked["clock_seconds"])
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + asked["seconds"]) + 1, -1))
     try:
         pixels = decode(
             data,

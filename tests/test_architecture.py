@@ -16,7 +16,8 @@ LEAVES = {
     "app.matching": {"app.errors"},
     # Nor does what runs beside the service, and must start soon and hold little.
     "app.suspects": {"app.image"},
-    "app.decoder_process": {"app.errors", "app.image", "app.suspects"},
+    "app.confinement": set(),
+    "app.decoder_process": {"app.confinement", "app.errors", "app.image", "app.suspects"},
 }
 SHARED_WITH_TRAINING = {"app.image", "app.encoder", "app.checkpoint", "app.matching", "app.errors"}
 
