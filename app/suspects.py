@@ -1,8 +1,8 @@
 """Which images are decoded in a process of their own: those that may take their decoder long, or much memory.
 
 Found by measuring (`benchmarks/RESULTS.md`): TIFF, GIF, AVIF and HEIC for what their decoders are; of the others what
-no camera and no drawing program writes. A JPEG of 40 KB may hold so many scans that it takes nine seconds, a PNG of 19 MB
-so many chunks that it takes four, and a BMP packed in runs is unpacked by Python. To tell them takes microseconds.
+no camera and no drawing program writes. A JPEG of 40 KB may hold so many scans that it takes nine seconds, a PNG of
+19 MB so many chunks that it takes four; a BMP packed in runs is unpacked by Python. To tell takes microseconds.
 """
 
 from app.image import HEIF, claimed_format
