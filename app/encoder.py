@@ -1,24 +1,29 @@
-"""Pixels to embeddings, by ONNX Runtime. Knows nothing of requests or galleries."""
+"""Pixels to embeddings. Knows nothing of requests or galleries."""
 
 import numpy as np
-import onnxruntime as ort
 
-from app.checkpoint import Checkpoint
+from app.checkpoint import Checkpoint, Runtime
 from app.image import ImageU8
-from app.matching import EmbeddingsF32
+from app.matching import EmbeddingsF32, distances
+from app.runtimes import RuntimeName as RuntimeName
+from app.runtimes import open_session
+
+# Pictures that tell how far another runtime's distances drift: smooth and rough noise, the same each time.
+DRIFT_PICTURES = 16
 
 
 class Encoder:
-    """The loaded encoder: `embed`, `model_id`, `warm_up`. Safe to call from several threads."""
+    """The loaded encoder: `embed`, `model_id`, `warm_up`. Safe to call from several threads.
 
-    def __init__(self, checkpoint: Checkpoint, threads: int = 1) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A spinning thread is a core that no other request can use.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(checkpoint.onnx.read_bytes(), options, providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
+    `threads` work on one embedding, `streams` embeddings are computed at once. Raises `UsageError` for a runtime that
+    can't be had here.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, threads: int = 1, runtime: RuntimeName = "onnxruntime", streams: int = 1
+    ) -> None:
+        self._session = open_session(checkpoint.onnx, runtime, threads=threads, streams=streams)
+        self._checkpoint = checkpoint
         self.description = checkpoint.description
         self.model_id = checkpoint.description.model_id
         self.preprocessing = checkpoint.description.preprocessing
@@ -26,8 +31,25 @@ class Encoder:
 
     def embed(self, images_NHWC: ImageU8) -> EmbeddingsF32:
         """Unit float32 embeddings `[N, D]` of decoded uint8 pixels `[N, H, W, C]`."""
-        (embeddings_ND,) = self._session.run(None, {self._input: images_NHWC})
-        return np.asarray(embeddings_ND, dtype=np.float32)
+        return self._session.run(images_NHWC)
+
+    def runtime(self) -> Runtime:
+        """What computes, and how far its distances drift: as the checkpoint says; of another runtime, measured now."""
+        session, known = self._session, self.description.runtime
+        if session.name == known.name:
+            return known
+        pictures_NHWC = self._pictures()
+        before, now = (
+            np.stack([distances(one_D, embeddings_ND) for one_D in embeddings_ND])
+            for embeddings_ND in (open_session(self._checkpoint.onnx).run(pictures_NHWC), session.run(pictures_NHWC))
+        )
+        return Runtime(
+            name=session.name,
+            version=session.version,
+            precision=session.precision,
+            pairs=DRIFT_PICTURES * (DRIFT_PICTURES - 1) // 2,
+            max_distance_drift=float(np.abs(now - before).max()),
+        )
 
     def warm_up(self) -> None:
         """Embed a grey image, so that the first caller does not pay for the first allocation.
@@ -39,3 +61,14 @@ class Encoder:
         norm = float(np.linalg.norm(embeddings_ND))
         if embeddings_ND.shape != (1, self.embedding_dim) or not abs(norm - 1) < 1e-3:
             raise RuntimeError(f"The encoder gave {embeddings_ND.shape} of norm {norm}, no unit embedding.")
+
+    def _pictures(self) -> ImageU8:
+        """Noise of several grain sizes `[16, H, W, C]`."""
+        size, rng = self.preprocessing, np.random.default_rng(0)
+        made = []
+        for number in range(DRIFT_PICTURES):
+            grain = 2 ** (1 + number % 4)
+            across, down = -(-size.width // grain), -(-size.height // grain)
+            coarse = rng.integers(0, 256, (down, across, size.channels), dtype=np.uint8)
+            made.append(coarse.repeat(grain, 0).repeat(grain, 1)[: size.height, : size.width])
+        return np.stack(made)

@@ -2,6 +2,7 @@
 
     DiptychError
     ├── RequestError         the caller's request, before any image is looked at      (routes)
+    │   ├── MalformedRequest                                                      (multipart)
     │   ├── InvalidRequest, ConflictingFields, InvalidName, InvalidMetadata
     │   ├── RequestTooLarge, TooManyImages, UploadTooSlow, NotSupported
     │   ├── KeyRequired, KeyUnknown, NotAllowed, ForeignOrigin, UnknownHost           (guard)
@@ -49,6 +50,12 @@ class RequestError(DiptychError):
 
 class InvalidRequest(RequestError):
     pass
+
+
+class MalformedRequest(RequestError):
+    status = 400
+    code = "malformed_request"
+    title = "Malformed request"
 
 
 class ConflictingFields(RequestError):

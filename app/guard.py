@@ -11,15 +11,16 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.admission import drain, path_of
 from app.dependencies import Resources
 from app.errors import ForeignOrigin, NotAllowed, RequestError, UnknownHost
 from app.keys import ANYBODY, Caller
 from app.limits import Limits
-from app.middleware import drain, path_of
 from app.problems import problem
 
 # For an orchestrator, which has no key, and to read.
@@ -113,6 +114,7 @@ def check_browser(method: str, headers: Headers, allowed: Collection[str], *, do
         raise ForeignOrigin("Without API keys the service answers no web pages but its own.")
 
 
+@lru_cache(maxsize=256)
 def is_ours(name: str, *, dotless: bool) -> bool:
     """Whether nobody elsewhere can make the name point here: an address, `localhost`; `dotless` names if said so."""
     try:

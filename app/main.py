@@ -1,6 +1,7 @@
 """Assembly: settings to application, and the life of what it holds."""
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,26 +13,28 @@ from importlib.metadata import version
 from typing import Any
 
 import uvicorn
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 
 from app import problems
+from app.admission import Admission
 from app.dependencies import Resources, opened
 from app.errors import UsageError
 from app.guard import Guard
 from app.limits import Limits
-from app.middleware import BodyLimit, Counted, Outermost
+from app.middleware import Counted, Outermost
+from app.protocol import Protocol
 from app.routes import collections, enroll, search, service, verify
 from app.settings import Settings, read_settings
 
 # What a multipart body holds besides its images.
 OVERHEAD_BYTES = 2**20
 SHUTDOWN_SECONDS = 5
-M_MMAP_THRESHOLD = -3  # from malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-LARGE_BLOCK = 2**20
+# Bytes. Smaller ones are kept: the pixels of each ordinary image would otherwise come page by page from the system.
+LARGE_BLOCK, KEPT = 8 * 2**20, 64 * 2**20
 
 
 def create_app(settings: Settings, resources: Resources | None = None) -> FastAPI:
@@ -42,6 +45,7 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         with nullcontext(resources) if resources else opened(settings) as current:
             current.keeper.serving.encoder.warm_up()
             current.keeper.start()
+            _settle()
             current.ready = True
             try:
                 yield {"resources": current}
@@ -57,13 +61,16 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         redoc_url=None,
         redirect_slashes=False,
         responses=problems.RESPONSES,
-        # Only so that the documentation asks for a key; `guard` decides, before a body is read.
-        dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key, where there are any."))],
     )
     problems.install(app)
     for room in (verify, enroll, search, collections, service):
         app.include_router(room.router)
-    app.add_middleware(BodyLimit, limit=lambda path: body_limit(settings, path), seconds=settings.upload_seconds)
+    app.add_middleware(
+        Admission,
+        limit=lambda path: body_limit(settings, path),
+        seconds=settings.upload_seconds,
+        most_held=settings.max_held_bytes,
+    )
     limits = Limits(settings.rate, settings.at_once)
     app.add_middleware(Guard, limit=lambda path: body_limit(settings, path), limits=limits)
     if settings.cors_origins:
@@ -117,7 +124,16 @@ def _give_memory_back() -> None:
     """Have glibc return large blocks to the system as soon as they are free, instead of keeping what the
     largest images once took. Elsewhere (musl, macOS) there is nothing to set."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def _settle() -> None:
+    """Have the garbage collector leave alone what start-up made, and look less often at what requests do."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def run(**given: Any) -> None:
@@ -128,6 +144,8 @@ def run(**given: Any) -> None:
     how: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
+        "http": Protocol,
+        "ws": "none",
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
         "server_header": False,
         # Anybody may send these headers; only a proxy that is named is believed.

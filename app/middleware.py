@@ -1,17 +1,15 @@
-"""What holds before a body is read and after an answer is sent: request ids, counts, the size of bodies."""
+"""What surrounds every request: its id, the headers of its answer, what is counted of it."""
 
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
 
-import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.dependencies import Resources
-from app.errors import DiptychError, RequestError, RequestTooLarge, UploadTooSlow
+from app.errors import DiptychError
 from app.problems import problem
 
 log = logging.getLogger("uvicorn.error")
@@ -28,9 +26,6 @@ HEADERS = {
 }
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# A client that is still sending does not read. What is too large is read on and thrown away for so long.
-DRAIN_FACTOR = 2
-DRAIN_SECONDS = 10.0
 
 
 class Outermost:
@@ -96,78 +91,3 @@ class Counted:
             resources.metrics.seconds.labels(method, route).observe(time.perf_counter() - started)
             if code := scope["state"].get("problem"):
                 resources.metrics.problems.labels(code).inc()
-
-
-class BodyLimit:
-    """Answers 413 to a body larger than `limit(path)` bytes, said or found to be, before anything parses it; and 408
-    to one that takes longer than `seconds` to arrive."""
-
-    def __init__(self, app: ASGIApp, limit: Callable[[str], int], seconds: float) -> None:
-        self.app = app
-        self.limit = limit
-        self.seconds = seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        limit, deadline = self.limit(path_of(scope)), anyio.current_time() + self.seconds
-        too_large = RequestTooLarge(f"The request's body has more than the {limit:,} bytes allowed here.")
-        said = Headers(scope=scope).get("content-length", "0")
-        if not said.isdecimal() or int(said) > limit:
-            await drain(receive, DRAIN_FACTOR * limit)
-            await problem(too_large, scope)(scope, receive, send)
-            return
-        received = 0
-        arrived = started = False
-        refusal: RequestError | None = None
-
-        async def receive_counted() -> Message:
-            nonlocal received, arrived, refusal
-            if arrived:
-                return await receive()
-            try:
-                with anyio.fail_after(deadline - anyio.current_time()):
-                    message = await receive()
-            except TimeoutError:
-                refusal = UploadTooSlow(f"The body took longer than {self.seconds:g} seconds. Send it again, or less.")
-                raise refusal from None
-            arrived = not message.get("more_body", False)
-            received += len(message.get("body", b""))
-            if received > limit:
-                refusal = too_large
-                if not arrived:
-                    await drain(receive, DRAIN_FACTOR * limit)
-                raise refusal
-            return message
-
-        async def send_unless_refused(message: Message) -> None:
-            nonlocal started
-            if refusal is not None and not started:
-                return  # what the parser made of the interruption; the answer follows below
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive_counted, send_unless_refused)
-        except (RequestTooLarge, UploadTooSlow):
-            if started:
-                raise
-        if refusal is not None and not started:
-            await problem(refusal, scope)(scope, receive, send)
-
-
-def path_of(scope: Scope) -> str:
-    """The path as routes have it, behind a proxy that serves it under another one (`root_path`)."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
-
-
-async def drain(receive: Receive, at_most: int) -> None:
-    """Read on for a while what is not wanted: a client that is still sending does not read the answer."""
-    read, more = 0, True
-    with anyio.move_on_after(DRAIN_SECONDS):
-        while more and read <= at_most:
-            message = await receive()
-            read += len(message.get("body", b""))
-            more = message["type"] == "http.request" and message.get("more_body", False)

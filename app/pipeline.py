@@ -1,33 +1,33 @@
-"""Uploads to embeddings: read, decode, embed, with a bound on how many requests do so at once."""
+"""Uploads to embeddings: read, decode, embed, with a bound on how many requests do so at once.
 
-import hashlib
+    event loop: `turn` ── a place, or `Overloaded` ──> a worker's thread: `embed`, and what else the request needs
+
+A request is handed to a thread once, and that thread does all its work: each further hand-over would wait for the
+interpreter's lock behind the others.
+"""
+
+import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from threading import BoundedSemaphore
+from contextvars import copy_context
+from typing import TypeVar
 
 import numpy as np
-from fastapi import UploadFile
 
 from app.decoder import Decoder
 from app.encoder import Encoder
-from app.errors import ImageError, Overloaded, TooManyBytes
+from app.errors import ImageError, Overloaded
 from app.image import ImageU8
 from app.matching import EmbeddingsF32
 from app.metrics import Metrics
+from app.multipart import Upload
 from app.settings import Settings
 
 # Images that go through the encoder together; more would cost memory and gain nothing on a CPU.
 BATCH = 8
 
-
-@dataclass(frozen=True)
-class Embedded:
-    """One upload's embedding `[D]` and the sha256 of its bytes."""
-
-    embedding_D: EmbeddingsF32
-    sha256: str
+Answer = TypeVar("Answer")
 
 
 class Pipeline:
@@ -41,80 +41,78 @@ class Pipeline:
         self._metrics = metrics
         self._decoder = Decoder(settings)
         self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="embed")
-        self._places = BoundedSemaphore(settings.concurrency + settings.queue_length)
+        self._places = settings.concurrency + settings.queue_length
+        self._taken = 0  # of the event loop alone
 
-    def embed(self, encoder: Encoder, *uploads: tuple[str, UploadFile]) -> list[Embedded]:
-        """Embeddings of (field, upload) pairs. Raises the first `ImageError`, naming its field."""
-        results = self.embed_each(encoder, [upload for _, upload in uploads])
-        for (field, _), result in zip(uploads, results, strict=True):
+    @property
+    def is_full(self) -> bool:
+        """Whether a request that came now would be refused."""
+        return self._taken >= self._places
+
+    async def turn(self, work: Callable[[], Answer]) -> Answer:
+        """What `work` returns, done by a worker when its turn comes. Raises `Overloaded`, and what `work` raises."""
+        if self.is_full:
+            raise Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
+        asked = time.perf_counter()
+
+        def begun() -> Answer:
+            self._metrics.stages.labels("wait").observe(time.perf_counter() - asked)
+            return work()
+
+        self._taken += 1
+        try:
+            given = self._workers.submit(copy_context().run, begun)
+            answer = asyncio.wrap_future(given)
+            done, _ = await asyncio.wait({answer}, timeout=self._settings.queue_seconds)
+            if not done and given.cancel():
+                raise Overloaded("The encoder was busy for too long. Try again in a moment.")
+            return await answer  # if its turn has come, what is begun is finished
+        finally:
+            self._taken -= 1
+
+    def embed(self, encoder: Encoder, **uploads: Upload) -> list[EmbeddingsF32]:
+        """Embeddings `[D]` of uploads by field, inside a turn. Raises the first `ImageError`, naming its field."""
+        results = self.embed_each(encoder, list(uploads.values()))
+        for field, result in zip(uploads, results, strict=True):
             if isinstance(result, ImageError):
                 result.extra.setdefault("field", field)
                 raise result
-        return [result for result in results if isinstance(result, Embedded)]
+        return [result for result in results if not isinstance(result, ImageError)]
 
-    def embed_each(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
-        """For each upload its embedding, or what is wrong with it. Raises `Overloaded`."""
-        results = self._in_turn(encoder, uploads)
+    def embed_each(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
+        """For each upload its embedding `[D]`, or what is wrong with it; inside a turn."""
+        results: list[EmbeddingsF32 | ImageError] = []
+        for start in range(0, len(uploads), BATCH):
+            results += self._embed_batch(encoder, uploads[start : start + BATCH])
         for result in results:
             if isinstance(result, ImageError):
                 self._metrics.refusals.labels(result.code).inc()
         return results
 
-    def _embed_batch(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> Iterator[Embedded | ImageError]:
+    def _embed_batch(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
         decoded = []
         for upload in uploads:
             with self._metrics.stages.labels("decode").time():
                 decoded.append(self._decode(encoder, upload))
         images = [image for image in decoded if not isinstance(image, ImageError)]
-        embeddings_ND: Iterator[EmbeddingsF32] = iter(())
+        embeddings: list[EmbeddingsF32] = []
         if images:
             with self._metrics.stages.labels("embed").time():
-                embeddings_ND = iter(encoder.embed(np.stack([pixels for pixels, _ in images])))
-        for image in decoded:
-            yield image if isinstance(image, ImageError) else Embedded(next(embeddings_ND), image[1])
+                embeddings = list(encoder.embed(np.stack(images)))
+        found = iter(embeddings)
+        return [image if isinstance(image, ImageError) else next(found) for image in decoded]
 
-    def _decode(self, encoder: Encoder, upload: UploadFile) -> tuple[ImageU8, str] | ImageError:
-        limit = self._settings.max_image_bytes
+    def _decode(self, encoder: Encoder, upload: Upload) -> ImageU8 | ImageError:
         try:
-            if upload.size is not None and upload.size > limit:
-                raise TooManyBytes(f"The image has {upload.size:,} bytes; at most {limit:,} are allowed.")
-            data = upload.file.read(limit + 1)
-            pixels = self._decoder.decode(
-                data,
+            return self._decoder.decode(
+                upload.data,
                 encoder.preprocessing,
-                max_bytes=limit,
+                max_bytes=self._settings.max_image_bytes,
                 max_pixels=self._settings.max_image_pixels,
                 refuse_blank=True,
             )
         except ImageError as problem:
             return problem
-        return pixels, hashlib.sha256(data).hexdigest()
-
-    def _in_turn(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
-        if not self._places.acquire(blocking=False):
-            raise Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
-        asked = time.perf_counter()
-
-        def work_begun() -> list[Embedded | ImageError]:
-            self._metrics.stages.labels("wait").observe(time.perf_counter() - asked)
-            return self._embed_all(encoder, uploads)
-
-        try:
-            work = self._workers.submit(work_begun)
-            try:
-                return work.result(self._settings.queue_seconds)
-            except TimeoutError:
-                if work.cancel():
-                    raise Overloaded("The encoder was busy for too long. Try again in a moment.") from None
-                return work.result()  # its turn has come; what is begun is finished
-        finally:
-            self._places.release()
-
-    def _embed_all(self, encoder: Encoder, uploads: Sequence[UploadFile]) -> list[Embedded | ImageError]:
-        results: list[Embedded | ImageError] = []
-        for start in range(0, len(uploads), BATCH):
-            results += self._embed_batch(encoder, uploads[start : start + BATCH])
-        return results
 
     def close(self) -> None:
         self._workers.shutdown(cancel_futures=True)

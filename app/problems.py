@@ -14,7 +14,6 @@ from app.errors import (
     DiptychError,
     InvalidRequest,
     ModelMismatch,
-    StorageUnavailable,
     TooManyRequests,
     Unavailable,
 )
@@ -26,6 +25,7 @@ RETRY_AFTER_SECONDS = "1"
 MEDIA_TYPE = "application/problem+json"
 # Takes no key, for orchestrators have none.
 OPEN = ("/healthz", "/readyz")
+KEY = {"type": "http", "scheme": "bearer", "description": "An API key, where there are any."}
 _HTTP_CODES = {
     400: "malformed_request",
     404: "not_found",
@@ -82,8 +82,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     if any(one["type"] == "json_invalid" for one in error.errors()):
         return problem(InvalidRequest("The body is not valid JSON."), request.scope)
-    if any("UploadFile" in one["msg"] for one in error.errors()):
-        names = ", ".join(str(one["loc"][-1]) for one in error.errors() if "UploadFile" in one["msg"])
+    if any(one["type"] == "is_instance_of" for one in error.errors()):
+        names = ", ".join(str(one["loc"][1]) for one in error.errors() if one["type"] == "is_instance_of")
         return problem(InvalidRequest(f"{names}: a file is expected; with curl, -F {names}=@path."), request.scope)
     wrong = [
         {"field": ".".join(str(part) for part in one["loc"][1:]) or str(one["loc"][0]), "message": one["msg"]}
@@ -99,9 +99,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     if isinstance(error.__cause__, DiptychError):
         return problem(error.__cause__, request.scope)
-    if isinstance(error.__cause__, OSError):  # the form parser spools uploads to the temporary directory
-        log.error("an upload could not be spooled: %s", error.__cause__)
-        return problem(StorageUnavailable("There is no room for the upload just now. Try again."), request.scope)
     code = _HTTP_CODES.get(error.status_code, "http_error")
     detail = {
         404: f"There is nothing at {request.url.path}. GET /docs lists what there is.",
@@ -136,12 +133,15 @@ def install(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            for path, operations in generate()["paths"].items():
+            document = generate()
+            # Only so that the documentation asks for a key; `guard` decides, before a body is read.
+            document["components"]["securitySchemes"] = {"key": KEY}
+            for path, operations in document["paths"].items():
                 for operation in operations.values():
                     content = operation["responses"]["4XX"]["content"]
                     content[MEDIA_TYPE] = content.pop("application/json")
                     # A key, or none where there are no keys.
-                    operation["security"] = [] if path in OPEN else [*operation["security"], {}]
+                    operation["security"] = [] if path in OPEN else [{"key": []}, {}]
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -4,14 +4,14 @@ import json
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from fastapi import Form, Path, UploadFile
+from fastapi import Path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.checkpoint import CalibrationFacts, DatasetFacts, Runtime
 from app.errors import InvalidMetadata, InvalidName
 from app.gallery import MAX_METADATA_BYTES
-from app.image import SERVED, Preprocessing
-from app.matching import MAX_DISTANCE, OperatingPoint, ThresholdSource, Verdict
+from app.image import Preprocessing
+from app.matching import OperatingPoint, ThresholdSource, Verdict
 
 NAME_LENGTH = 128
 NAME_RULE = f"1 to {NAME_LENGTH} characters, no control characters, no `/`, not `.` or `..`"
@@ -100,21 +100,8 @@ def parse_filter(text: str | None) -> dict[str, list[Any]] | None:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
-ImageFile = Annotated[UploadFile, Field(description=f"{SERVED}; bytes decide.")]
-CollectionForm = Annotated[Name, Form(description=f"Collection: {NAME_RULE}.")]
-IdentityForm = Annotated[Name, Form(description=f"Identity: {NAME_RULE}.")]
-ClaimForm = Annotated[Name | None, Form(description="An enrolled identity that `image_a` claims to show.")]
 CollectionPath = Annotated[Name, Path(description="Collection.")]
 IdentityPath = Annotated[Name, Path(description="Identity.")]
-ThresholdForm = Annotated[
-    float | None,
-    Form(
-        ge=0,
-        le=MAX_DISTANCE,
-        allow_inf_nan=False,
-        description="A threshold of your own, instead of the checkpoint's.",
-    ),
-]
 
 
 class Problem(BaseModel):

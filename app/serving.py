@@ -6,7 +6,7 @@ from pathlib import Path
 from app import checkpoint as format_1
 from app import models
 from app.calibration import Calibration
-from app.checkpoint import Description
+from app.checkpoint import Description, Runtime
 from app.database import Database
 from app.encoder import Encoder
 from app.errors import DiptychError, ModelMismatch, StorageUnavailable, UsageError
@@ -25,6 +25,7 @@ class Serving:
     description: Description
     calibration: Calibration
     encoder: Encoder
+    runtime: Runtime
     proposer: Proposer
     loaded: Loaded
 
@@ -61,12 +62,13 @@ def load(name: str, settings: Settings, database: Database) -> Serving:
             raise UsageError(
                 f"DIPTYCH_INCONCLUSIVE_FMR can't be {settings.inconclusive_fmr:g}: {problem.detail}"
             ) from None
-    encoder = Encoder(checkpoint, settings.encoder_threads)
+    encoder = Encoder(checkpoint, settings.encoder_threads, settings.runtime, settings.concurrency)
     where = str(Path(name).resolve()) if Path(name).is_dir() else name
     return Serving(
         description=checkpoint.description,
         calibration=calibration,
         encoder=encoder,
+        runtime=encoder.runtime(),
         proposer=_proposer(database, settings, encoder),
         loaded=Loaded(encoder.model_id, encoder.embedding_dim, where),
     )

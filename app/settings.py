@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.errors import UsageError
 from app.image import HEIF, MAX_BYTES, MAX_PIXELS, SERVED_FORMATS
 from app.limits import rate
+from app.runtimes import RuntimeName
 
 log = logging.getLogger("uvicorn.error")
 
@@ -64,6 +65,9 @@ class Settings(BaseSettings):
         description="How long a request waits for its turn before it is refused with 503.",
     )
     encoder_threads: int = Field(1, ge=1, description="Threads of one embedding.")
+    runtime: RuntimeName = Field(
+        "onnxruntime", description="What computes embeddings: onnxruntime, openvino or openvino-bf16."
+    )
     max_image_bytes: int = Field(MAX_BYTES, ge=1024, description="Bytes of one image.")
     max_image_pixels: int = Field(MAX_PIXELS, ge=1024, description="Pixels of one image, width times height.")
     decode_seconds: float = Field(
@@ -77,6 +81,9 @@ class Settings(BaseSettings):
     heic: bool = Field(False, description="Open HEIC, which needs the extra `heic`.")
     max_images: int = Field(32, ge=1, le=1000, description="Images in one request to enroll.")
     max_request_bytes: int = Field(128 * 2**20, ge=4096, description="Bytes of a request's whole body.")
+    max_held_bytes: int = Field(
+        512 * 2**20, ge=4096, description="Bytes of all bodies that a process holds at once; more is refused with 503."
+    )
 
     upload_seconds: float = Field(
         120.0, gt=0, le=3600, allow_inf_nan=False, description="How long a request's body may take to arrive."

@@ -4,13 +4,14 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 import numpy as np
 
 from app import checkpoint as format_1
 from app.checkpoint import Checkpoint
+from app.encoder import RuntimeName
 from app.errors import TrainingFailed, UsageError
 from app.image import Preprocessing
 from training.dataset import image_files
@@ -31,6 +32,14 @@ def _percent(value: float | None, ends: tuple[float, float] | None = None) -> st
 
 
 _quiet = click.option("--quiet", is_flag=True, help="No progress bars.")
+_runtime = click.option(
+    "--runtime",
+    type=click.Choice(get_args(RuntimeName)),
+    default="onnxruntime",
+    show_default=True,
+    envvar="DIPTYCH_RUNTIME",
+    help="What computes embeddings: take the one that will serve.",
+)
 
 
 @click.command(cls=WithSections)
@@ -153,6 +162,7 @@ def lint(data: Path, checkpoint: str | None, strict: bool, quiet: bool) -> None:
 @click.option("--root", type=FOLDER, help="Folder that the paths in --pairs are relative to.")
 @click.option("--output", type=FOLDER, help="Directory for metrics.json.")
 @_quiet
+@_runtime
 def evaluate(
     checkpoint: str,
     data: Path | None,
@@ -160,6 +170,7 @@ def evaluate(
     root: Path | None,
     output: Path | None,
     quiet: bool,
+    runtime: RuntimeName,
 ) -> None:
     """Measure how often CHECKPOINT (a directory or a bundled name) errs on images it never saw.
 
@@ -177,9 +188,9 @@ def evaluate(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     if data is not None:
-        result = stage.evaluate_folder(opened, data, progress=not quiet)
+        result = stage.evaluate_folder(opened, data, runtime=runtime, progress=not quiet)
     elif pairs is not None and root is not None:
-        result = stage.evaluate_pairs(opened, pairs, root, progress=not quiet)
+        result = stage.evaluate_pairs(opened, pairs, root, runtime=runtime, progress=not quiet)
     else:
         raise UsageError("--pairs needs --root: the folder that its paths are relative to.")
     figures = result.metrics
@@ -208,6 +219,7 @@ def evaluate(
               show_default=True, help="False-match rate of the default threshold.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Draws the two halves.")
 @_quiet
+@_runtime
 @click.option(
     "--split-by",
     type=click.Choice(["identity", "group"]),
@@ -223,6 +235,7 @@ def calibrate(
     target_fmr: float,
     seed: int,
     quiet: bool,
+    runtime: RuntimeName,
     split_by: Literal["identity", "group"],
 ) -> None:
     """Measure thresholds and error rates of CHECKPOINT anew, on images like those it will judge.
@@ -234,7 +247,7 @@ def calibrate(
 
     opened = format_1.load(checkpoint)
     result = stage.calibrate(
-        opened, data, output, target_fmr=target_fmr, seed=seed, split_by=split_by, progress=not quiet
+        opened, data, output, target_fmr=target_fmr, seed=seed, split_by=split_by, runtime=runtime, progress=not quiet
     )
     _print_points(result)
     click.echo(f"\ncheckpoint {output}")

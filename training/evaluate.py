@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from app import checkpoint as format_1
 from app.checkpoint import Checkpoint
-from app.encoder import Encoder
+from app.encoder import Encoder, RuntimeName
 from app.errors import UsageError
 from app.image import ImageU8
 from app.matching import EmbeddingsF32, distances
@@ -43,8 +43,9 @@ class Evaluation:
     note: str | None = None
 
 
-def open_encoder(checkpoint: Checkpoint) -> Encoder:
-    return Encoder(checkpoint, threads=os.cpu_count() or 1)
+def open_encoder(checkpoint: Checkpoint, runtime: RuntimeName = "onnxruntime") -> Encoder:
+    """The encoder with all cores for one batch. Raises `UsageError` for a runtime that can't be had here."""
+    return Encoder(checkpoint, os.cpu_count() or 1, runtime)
 
 
 def embed_images(
@@ -82,12 +83,14 @@ def embed_folder(encoder: Encoder, root: Path, *, progress: bool = True) -> tupl
     return [path.relative_to(root).as_posix() for path in paths], embeddings_ND, len(files) - len(paths)
 
 
-def evaluate_folder(checkpoint: Checkpoint, root: Path, *, progress: bool = True) -> Evaluation:
+def evaluate_folder(
+    checkpoint: Checkpoint, root: Path, *, runtime: RuntimeName = "onnxruntime", progress: bool = True
+) -> Evaluation:
     """Error rates at the checkpoint's threshold over all pairs of a folder tree.
 
     On the very folder that the checkpoint was trained on, only its test identities count.
     """
-    encoder = open_encoder(checkpoint)
+    encoder = open_encoder(checkpoint, runtime)
     dataset = read_dataset(root, encoder.preprocessing, progress=progress)
     note = None
     chosen = np.arange(len(dataset))
@@ -104,13 +107,20 @@ def evaluate_folder(checkpoint: Checkpoint, root: Path, *, progress: bool = True
     return Evaluation(metrics, note)
 
 
-def evaluate_pairs(checkpoint: Checkpoint, listing: Path, root: Path, *, progress: bool = True) -> Evaluation:
+def evaluate_pairs(
+    checkpoint: Checkpoint,
+    listing: Path,
+    root: Path,
+    *,
+    runtime: RuntimeName = "onnxruntime",
+    progress: bool = True,
+) -> Evaluation:
     """Error rates at the checkpoint's threshold over the pairs of a CSV: `image_a,image_b,same`.
 
     Paths are relative to `root`. Pairs with an image that can't be decoded are passed over and counted.
     """
     rows = _read_pairs(listing)
-    encoder = open_encoder(checkpoint)
+    encoder = open_encoder(checkpoint, runtime)
     files = sorted({root / name for a, b, _ in rows for name in (a, b)})
     embeddings = dict(zip(*embed_files(encoder, files, progress=progress), strict=True))
     usable = [(root / a, root / b, same) for a, b, same in rows if {root / a, root / b} <= embeddings.keys()]
@@ -155,6 +165,7 @@ def calibrate(
     target_fmr: float,
     seed: int,
     split_by: Unit = "identity",
+    runtime: RuntimeName = "onnxruntime",
     progress: bool = True,
 ) -> Checkpoint:
     """The same encoder with threshold and error rates measured anew on the folder tree `root`.
@@ -165,7 +176,7 @@ def calibrate(
     """
     new_directory(output, root)
     old = checkpoint.description
-    encoder = open_encoder(checkpoint)
+    encoder = open_encoder(checkpoint, runtime)
     dataset = read_dataset(root, encoder.preprocessing, progress=progress)
     if dataset.fingerprint == old.dataset.fingerprint:
         trained = _splits_of_training(checkpoint, dataset)

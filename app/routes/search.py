@@ -2,95 +2,84 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, File, Form, UploadFile
+from fastapi import APIRouter, Depends
+from fastapi.concurrency import run_in_threadpool
 
 from app import gallery, models
-from app.dependencies import CallerDep, DatabaseDep, MetricsDep, PipelineDep, ServingDep, strict_form
+from app.dependencies import CallerDep, ResourcesDep
 from app.errors import ConflictingFields
-from app.matching import decide
+from app.forms import SearchForm, documented, read
+from app.matching import EmbeddingsF32, decide
 from app.nearest import find
-from app.schemas import CollectionForm, Match, SearchAnswer, ThresholdForm, parse_filter
+from app.schemas import Match, SearchAnswer, parse_filter
 
-router = APIRouter(tags=["gallery"], dependencies=[Depends(strict_form)])
+router = APIRouter(tags=["gallery"])
 
 
-@router.post("/search", response_model=SearchAnswer, form_limits={"max_files": 4, "max_fields": 16})
-def search(
-    serving: ServingDep,
-    pipeline: PipelineDep,
-    database: DatabaseDep,
-    metrics: MetricsDep,
-    caller: CallerDep,
-    image: Annotated[UploadFile, File(description="The probe.")],
-    collection: CollectionForm = "default",
-    top_k: Annotated[int, Form(ge=1, le=1000, description="How many identities to answer.")] = 5,
-    filter: Annotated[
-        str | None,
-        Form(
-            description="Search only identities with this metadata: a JSON object of values, or of lists of values of "
-            'which one must match, such as {"script": ["Tibetan", "Kannada"], "year": 2015}.'
-        ),
-    ] = None,
-    threshold: ThresholdForm = None,
-    target_fpir: Annotated[
-        float | None,
-        Form(
-            gt=0,
-            lt=1,
-            description="Of searches for somebody who is not enrolled, the share that may find somebody: the threshold "
-            "follows from it and from the gallery's size.",
-        ),
-    ] = None,
+@router.post("/search", response_model=SearchAnswer, openapi_extra=documented(SearchForm))
+async def search(
+    resources: ResourcesDep, caller: CallerDep, form: Annotated[SearchForm, Depends(read(SearchForm))]
 ) -> SearchAnswer:
     """Finds the enrolled identities nearest to an image, one entry each, nearest first.
 
     The threshold only decides the verdicts. The larger the gallery, the likelier somebody in it is near by chance:
     `target_fpir` chooses a threshold that knows its size.
     """
-    if threshold is not None and target_fpir is not None:
+    if form.threshold is not None and form.target_fpir is not None:
         raise ConflictingFields("Give `threshold` or `target_fpir`, not both.")
-    caller.check(collection)
-    where = parse_filter(filter)
-    with database.read() as connection:  # before decoding: an unknown name costs nothing to refuse
-        gallery.collection_key(connection, collection)
-        models.key_of(connection, serving.loaded)
-    (probe,) = pipeline.embed(serving.encoder, ("image", image))
-    with metrics.stages.labels("search").time(), database.read() as connection:
-        key = gallery.collection_key(connection, collection)
-        model_key = models.key_of(connection, serving.loaded)
-        hits = find(connection, serving.proposer, model_key, key, probe.embedding_D, top_k, where)
-        gallery_size, references = gallery.searched(connection, key, where)
-    calibration = serving.calibration
-    each = -(-references // max(1, gallery_size))  # references of an identity, rounded up
-    if target_fpir is None:
-        chosen = calibration.choose(max(1, each), threshold=threshold)
-    else:
-        chosen = calibration.threshold_for_search(target_fpir, gallery_size, each)
-    fpir, false_matches = calibration.search_rates(chosen.value, gallery_size, each)
-    matches = [
-        Match(
-            identity=hit.identity,
-            distance=hit.distance,
-            verdict=decide(hit.distance, chosen.value),
-            reference_id=hit.reference_id,
-            metadata=hit.metadata,
+    caller.check(form.collection)
+    where = parse_filter(form.filter)
+    database, pipeline, metrics = resources.database, resources.pipeline, resources.metrics
+    serving = resources.keeper.serving  # once: another may take its place meanwhile
+
+    def look() -> EmbeddingsF32:
+        with database.read() as connection:  # before decoding: an unknown name costs nothing to refuse
+            gallery.collection_key(connection, form.collection)
+            models.key_of(connection, serving.loaded)
+        (probe_D,) = pipeline.embed(serving.encoder, image=form.image)
+        return probe_D
+
+    def answer() -> SearchAnswer:
+        with metrics.stages.labels("search").time(), database.read() as connection:
+            key = gallery.collection_key(connection, form.collection)
+            model_key = models.key_of(connection, serving.loaded)
+            hits = find(connection, serving.proposer, model_key, key, probe_D, form.top_k, where)
+            gallery_size, references = gallery.searched(connection, key, where)
+        calibration = serving.calibration
+        each = -(-references // max(1, gallery_size))  # references of an identity, rounded up
+        if form.target_fpir is None:
+            chosen = calibration.choose(max(1, each), threshold=form.threshold)
+        else:
+            chosen = calibration.threshold_for_search(form.target_fpir, gallery_size, each)
+        fpir, false_matches = calibration.search_rates(chosen.value, gallery_size, each)
+        matches = [
+            Match(
+                identity=hit.identity,
+                distance=hit.distance,
+                verdict=decide(hit.distance, chosen.value),
+                reference_id=hit.reference_id,
+                metadata=hit.metadata,
+            )
+            for hit in hits
+        ]
+        found = matches[0].identity if matches and matches[0].verdict == "similar" else None
+        if hits:
+            metrics.distances.labels("search").observe(hits[0].distance)
+        metrics.verdicts.labels("similar" if found is not None else "dissimilar").inc()
+        return SearchAnswer(
+            identity=found,
+            matches=matches,
+            gallery_size=gallery_size,
+            references=references,
+            threshold=chosen.value,
+            threshold_source=chosen.source,
+            target_fpir=form.target_fpir,
+            fpir=fpir,
+            expected_false_matches=false_matches,
+            model_id=serving.model_id,
+            calibration_id=serving.description.calibration_id,
         )
-        for hit in hits
-    ]
-    found = matches[0].identity if matches and matches[0].verdict == "similar" else None
-    if hits:
-        metrics.distances.labels("search").observe(hits[0].distance)
-    metrics.verdicts.labels("similar" if found is not None else "dissimilar").inc()
-    return SearchAnswer(
-        identity=found,
-        matches=matches,
-        gallery_size=gallery_size,
-        references=references,
-        threshold=chosen.value,
-        threshold_source=chosen.source,
-        target_fpir=target_fpir,
-        fpir=fpir,
-        expected_false_matches=false_matches,
-        model_id=serving.model_id,
-        calibration_id=serving.description.calibration_id,
-    )
+
+    probe_D = await pipeline.turn(look)
+    # Not in the turn: an index that has to catch up would keep others from the encoder.
+    return await run_in_threadpool(answer)

@@ -17,7 +17,7 @@ router = APIRouter(tags=["service"])
 @router.get("/checkpoint", response_model=CheckpointAnswer)
 def checkpoint(serving: ServingDep) -> dict[str, Any]:
     """What is loaded and how well it measured."""
-    return serving.description.model_dump()
+    return {**serving.description.model_dump(), "runtime": serving.runtime}
 
 
 @router.get("/healthz", response_model=Health)
