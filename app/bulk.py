@@ -12,7 +12,7 @@ import numpy as np
 
 from app.encoder import Encoder
 from app.errors import DiptychError, ImageError
-from app.image import ImageU8, decode
+from app.image import SERVED_FORMATS, ImageU8, decode
 from app.matching import EmbeddingsF32
 
 BATCH = 32
@@ -43,6 +43,7 @@ def embed_all(
     images: Iterable[tuple[Key, Callable[[], bytes]]],
     skip: Callable[[Key, str], bool] = lambda key, sha256: False,
     keep: Callable[[bytes], str | None] = lambda data: None,
+    formats: tuple[str, ...] = SERVED_FORMATS,
 ) -> Iterator[Item[Key]]:
     """Every image, in order, with its embedding or what is wrong with it; neither where `skip(key, sha256)`.
 
@@ -58,7 +59,14 @@ def embed_all(
         if skip(key, sha256):
             return Item(key, sha256), None
         try:
-            pixels = decode(data, encoder.preprocessing, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS, refuse_blank=True)
+            pixels = decode(
+                data,
+                encoder.preprocessing,
+                max_bytes=MAX_BYTES,
+                max_pixels=MAX_PIXELS,
+                formats=formats,
+                refuse_blank=True,
+            )
         except ImageError as problem:
             return Item(key, sha256, problem=problem), None
         return Item(key, sha256, keep(data)), pixels

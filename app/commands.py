@@ -94,7 +94,16 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
     )
     with opened(settings, existing=False) as database:
         originals = Originals(settings.data_dir, settings.keep_images, database)
-        done = import_folder(source, collection, database, originals, encoder, loaded, progress=not quiet)
+        done = import_folder(
+            source,
+            collection,
+            database,
+            originals,
+            encoder,
+            loaded,
+            progress=not quiet,
+            formats=settings.formats,
+        )
     click.echo(f"{done.enrolled:,} images enrolled into {collection!r}, {done.held:,} were there already")
     if done.not_kept:
         click.echo("Their images were not kept, though those of others are: DIPTYCH_KEEP_IMAGES is no here")
@@ -194,7 +203,8 @@ def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, qu
             where = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
             loaded = Loaded(encoder.model_id, encoder.embedding_dim, where)
             originals = Originals(settings.data_dir, settings.keep_images, database)
-            done = stage.Migration(database, originals, encoder, loaded, images).run(progress=not quiet)
+            migration = stage.Migration(database, originals, encoder, loaded, images, settings.formats)
+            done = migration.run(progress=not quiet)
             click.echo(f"{done:,} images embedded; the gallery belongs to model {loaded.model_id} now.")
             click.echo(f"Start services with DIPTYCH_CHECKPOINT={where} from now on.")
         if forget_others:

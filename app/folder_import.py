@@ -13,6 +13,7 @@ from app.bulk import embed_all
 from app.database import Database
 from app.encoder import Encoder
 from app.errors import InvalidName, UsageError
+from app.image import SERVED_FORMATS
 from app.models import Loaded
 from app.originals import Originals
 from app.references import NewReference, enroll_many
@@ -44,6 +45,7 @@ def import_folder(
     loaded: Loaded,
     *,
     progress: bool,
+    formats: tuple[str, ...] = SERVED_FORMATS,
 ) -> Imported:
     """Enroll every image below `root`; a folder is an identity, named by its path with `:` between its parts.
 
@@ -61,6 +63,7 @@ def import_folder(
         (((name, path), path.read_bytes) for name, path in files),
         lambda key, sha256: (key[0], sha256) in held,
         originals.keep,
+        formats,
     )
     with tqdm(total=len(files), desc="importing", unit="image", disable=None if progress else True) as bar:
         while some := list(itertools.islice(items, AT_ONCE)):

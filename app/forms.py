@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, 
 from starlette.requests import ClientDisconnect
 
 from app.errors import InvalidRequest, MalformedRequest
+from app.image import SERVED
 from app.matching import MAX_DISTANCE
 from app.multipart import Part, Parts, Upload
 from app.schemas import NAME_RULE, Name
 
 MEDIA_TYPE = "multipart/form-data"
 MAX_FIELDS = 16
-IMAGE = "JPEG, PNG, WebP, GIF, BMP or TIFF; bytes decide, not the name."
+IMAGE = f"{SERVED}; bytes decide, not the name."
 File = Annotated[InstanceOf[Upload], WithJsonSchema({"type": "string", "format": "binary"})]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 

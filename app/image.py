@@ -3,13 +3,16 @@
 Policy, version 1. Whoever changes what comes out of `decode` raises `DECODING_POLICY`: it is part of
 the model_id, because the same encoder on other pixels gives other embeddings.
 
-1.  Bytes decide the format; only the formats named here are ever opened. Size is read before pixels.
+1.  Bytes decide the format; only those named here are opened. Size is read before pixels, frames are not counted.
 2.  JPEG is decoded at the smallest DCT scale that leaves at least twice the encoder's input size.
 3.  The first frame of many. 16 bit is scaled to 8, not clipped.
 4.  One antialiased (bilinear) resize, premultiplied where there is alpha; then alpha over white.
-5.  EXIF orientation is applied once, also where the decoder has applied it already.
+5.  EXIF orientation is applied once, also where the decoder has applied it already. AVIF and HEIC say themselves how
+    they are turned; other metadata does not turn them again.
 """
 
+import functools
+import importlib
 import io
 from dataclasses import dataclass
 from typing import Literal
@@ -18,19 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from app.errors import (
-    BlankImage,
-    DamagedImage,
-    EmptyImage,
-    ImageError,
-    TooManyBytes,
-    TooManyPixels,
-    UnsupportedFormat,
-)
+from app.errors import BlankImage, DamagedImage, EmptyImage, ImageError, TooManyBytes, TooManyPixels, UnsupportedFormat
 
 DECODING_POLICY = 1
 
-SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+SERVED = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"  # the same, for people
+HEIF = "HEIF"  # on request: its decoder is a package that is not always there
 # A folder of one's own is no upload: older data sets come as PGM and PPM.
 FOLDER_FORMATS = (*SERVED_FORMATS, "PPM")
 
@@ -43,7 +40,17 @@ BLANK_RANGE = 8
 
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 0x0102
-_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SIGNATURES = {
+    "JPEG": (b"\xff\xd8",),
+    "PNG": (b"\x89PNG",),
+    "GIF": (b"GIF8",),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0"),
+    "PPM": tuple(b"P" + bytes([kind]) for kind in b"0123456fy"),
+}
+# ISO/IEC 23000-22 and 23008-12: what the pictures in such a file are; `mif1` and `msf1` alone leave it open.
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys(_HEIC_BRANDS, HEIF)}
 
 # EXIF orientation to the turn that puts the image upright (EXIF 2.32, tag 274).
 _TURNS = {
@@ -94,25 +101,62 @@ def decode(
         raise EmptyImage("The file has no bytes. Send the bytes of an image.")
     if len(data) > max_bytes:
         raise TooManyBytes(f"The image has {len(data):,} bytes; at most {max_bytes:,} are allowed.")
+    claimed = claimed_format(data)
+    if claimed is None or claimed not in formats:
+        raise _unsupported(claimed)
+    load_plugin(claimed)
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
+        with Image.open(io.BytesIO(data), formats=(claimed,)) as image:
             return _pixels(image, to, max_pixels, refuse_blank)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        if data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-            raise DamagedImage("The image's header is damaged or cut off. Send the whole file.") from None
-        raise UnsupportedFormat(
-            f"The bytes are no image in a supported format. Send one of {', '.join(formats)}."
-        ) from None
+        raise DamagedImage("The image's header is damaged or cut off. Send the whole file.") from None
     except Image.DecompressionBombError:
         raise TooManyPixels(f"The image has too many pixels; at most {max_pixels:,} are allowed.") from None
+    except MemoryError:
+        raise DamagedImage("Decoding the image takes more memory than it may. Send a smaller one, or JPEG.") from None
     # Decoders of hostile files raise almost anything (TypeError, KeyError, struct.error, ...), and whatever
     # it is, it is the file that is wrong.
     except Exception as problem:
         raise DamagedImage(
             f"The image is damaged or cut off ({type(problem).__name__}). Send the whole file."
         ) from problem
+
+
+def claimed_format(data: bytes) -> str | None:
+    """The format whose signature the bytes begin with, if any; whether they are an image, decoding will say."""
+    for name, signatures in _SIGNATURES.items():
+        if data.startswith(signatures):
+            return name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] != b"ftyp":
+        return None
+    for at in (8, *range(16, min(int.from_bytes(data[:4], "big"), 256), 4)):
+        if data[at : at + 4] in _BRANDS:
+            return _BRANDS[data[at : at + 4]]
+    return HEIF if data[8:12] in (b"mif1", b"msf1") else None
+
+
+def _unsupported(claimed: str | None) -> UnsupportedFormat:
+    if claimed != HEIF:
+        return UnsupportedFormat(f"The bytes are no image in a supported format. Send {SERVED}.")
+    return UnsupportedFormat(
+        f"The image is HEIC, as phones take it, and HEIC is not opened here. Send {SERVED}; or have it opened by "
+        "installing diptych[heic] and setting DIPTYCH_HEIC=1."
+    )
+
+
+@functools.cache
+def load_plugin(name: str) -> None:
+    """Import the decoder of one format; Pillow alone would import those of all."""
+    if name == HEIF:
+        import pillow_heif  # no embedded thumbnails: they may show something else
+
+        pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    else:
+        importlib.import_module(f"PIL.{'WebP' if name == 'WEBP' else name.capitalize()}ImagePlugin")
 
 
 def _pixels(image: Image.Image, to: Preprocessing, max_pixels: int, refuse_blank: bool) -> ImageU8:
@@ -123,7 +167,7 @@ def _pixels(image: Image.Image, to: Preprocessing, max_pixels: int, refuse_blank
         raise TooManyPixels(
             f"The image is {width} x {height}, {width * height:,} pixels; at most {max_pixels:,} are allowed."
         )
-    drafted = image.draft("L" if to.channels == 1 else "RGB", (2 * to.width, 2 * to.height))
+    drafted = image.format != HEIF and image.draft("L" if to.channels == 1 else "RGB", (2 * to.width, 2 * to.height))
     image.load()
     # A reduced JPEG is rounded up to whole pixels; the box is what of them is picture.
     box = drafted[1] if drafted else (0, 0, *image.size)
@@ -153,6 +197,10 @@ def _pixels(image: Image.Image, to: Preprocessing, max_pixels: int, refuse_blank
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; what is missing, invalid or unreadable is 1 (upright)."""
+    if image.format == HEIF:
+        return 1
+    if image.format == "AVIF":
+        image.info.pop("xmp", None)  # Pillow puts what the container says in EXIF's place
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # noqa: BLE001  EXIF is a side dish: a broken one does not spoil the picture.

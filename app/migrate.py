@@ -18,6 +18,7 @@ from app.bulk import embed_all
 from app.database import Database
 from app.encoder import Encoder
 from app.errors import MigrationBlocked, UsageError
+from app.image import SERVED_FORMATS
 from app.matching import EmbeddingsF32
 from app.models import Loaded
 from app.originals import Originals
@@ -46,12 +47,19 @@ class Migration:
     """Of one gallery to one encoder. Images come from those kept, or by their sha256 from `folder`."""
 
     def __init__(
-        self, database: Database, originals: Originals, encoder: Encoder, loaded: Loaded, folder: Path | None
+        self,
+        database: Database,
+        originals: Originals,
+        encoder: Encoder,
+        loaded: Loaded,
+        folder: Path | None,
+        formats: tuple[str, ...] = SERVED_FORMATS,
     ) -> None:
         self._database = database
         self._originals = originals
         self._encoder = encoder
         self._loaded = loaded
+        self._formats = formats
         self._folder = _by_hash(folder) if folder is not None else {}
 
     def run(self, *, progress: bool) -> int:
@@ -134,7 +142,8 @@ class Migration:
         return total
 
     def _embeddings(self, some: Sequence[Missing]) -> dict[str, EmbeddingsF32]:
-        items = list(embed_all(self._encoder, ((one, self._reader(one)) for one in some)))
+        images = ((one, self._reader(one)) for one in some)
+        items = list(embed_all(self._encoder, images, formats=self._formats))
         bad = [item for item in items if item.problem is not None or item.sha256 != item.key.image_sha256]
         if bad:
             with self._database.read() as connection:

@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from app.decoder import Decoder
 from app.encoder import Encoder
 from app.errors import ImageError, Overloaded
-from app.image import ImageU8, decode
+from app.image import ImageU8
 from app.matching import EmbeddingsF32
 from app.metrics import Metrics
 from app.multipart import Upload
@@ -38,6 +39,7 @@ class Pipeline:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._decoder = Decoder(settings)
         self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="embed")
         self._places = settings.concurrency + settings.queue_length
         self._taken = 0  # of the event loop alone
@@ -107,7 +109,7 @@ class Pipeline:
 
     def _decode(self, encoder: Encoder, upload: Upload) -> ImageU8 | ImageError:
         try:
-            return decode(
+            return self._decoder.decode(
                 upload.data,
                 encoder.preprocessing,
                 max_bytes=self._settings.max_image_bytes,
@@ -119,3 +121,4 @@ class Pipeline:
 
     def close(self) -> None:
         self._workers.shutdown(cancel_futures=True)
+        self._decoder.close()

@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import UsageError
-from app.image import MAX_BYTES, MAX_PIXELS
+from app.image import HEIF, MAX_BYTES, MAX_PIXELS, SERVED_FORMATS
 from app.limits import rate
 from app.runtimes import RuntimeName
 
@@ -69,6 +70,15 @@ class Settings(BaseSettings):
     )
     max_image_bytes: int = Field(MAX_BYTES, ge=1024, description="Bytes of one image.")
     max_image_pixels: int = Field(MAX_PIXELS, ge=1024, description="Pixels of one image, width times height.")
+    decode_seconds: float = Field(
+        1.5,
+        gt=0,
+        le=600,
+        allow_inf_nan=False,
+        description="Processor time of a decoder process for one image; four times as long by the clock.",
+    )
+    decode_mib: int = Field(640, ge=16, description="Memory of a decoder process for one image, in MiB.")
+    heic: bool = Field(False, description="Open HEIC, which needs the extra `heic`.")
     max_images: int = Field(32, ge=1, le=1000, description="Images in one request to enroll.")
     max_request_bytes: int = Field(128 * 2**20, ge=4096, description="Bytes of a request's whole body.")
     max_held_bytes: int = Field(
@@ -131,6 +141,13 @@ class Settings(BaseSettings):
             raise ValueError("must be origins such as https://shop.example, without a path and without *")
         return value
 
+    @field_validator("heic")
+    @classmethod
+    def _has_heic(cls, value: bool) -> bool:
+        if value and find_spec("pillow_heif") is None:
+            raise ValueError("needs pillow-heif, which is not installed: uv pip install 'diptych[heic]'")
+        return value
+
     @field_validator("rate")
     @classmethod
     def _known_rate(cls, value: str) -> str:
@@ -148,6 +165,11 @@ class Settings(BaseSettings):
         if place not in ("no", "yes") and not re.fullmatch(r"s3://[^/]+/.*[^/].*", place):
             raise ValueError("must be `no`, `yes` or s3://BUCKET/PREFIX")
         return place
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What images are opened, by Pillow's names."""
+        return (*SERVED_FORMATS, HEIF) if self.heic else SERVED_FORMATS
 
     @property
     def is_postgresql(self) -> bool:

@@ -1,6 +1,8 @@
 """Imports point one way: who may know whom, as a test."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("app/**/*.py"), *ROOT.glob("training/**/*.py")])
 # Rooms that know nothing of any other, so that both halves can rest on them.
-LEAVES = {"app.errors": set(), "app.image": {"app.errors"}, "app.matching": {"app.errors"}}
+LEAVES = {
+    "app.errors": set(),
+    "app.image": {"app.errors"},
+    "app.matching": {"app.errors"},
+    # Nor does what runs beside the service, and must start soon and hold little.
+    "app.suspects": {"app.image"},
+    "app.confinement": set(),
+    "app.decoder_process": {"app.confinement", "app.errors", "app.image", "app.suspects"},
+}
 SHARED_WITH_TRAINING = {"app.image", "app.encoder", "app.checkpoint", "app.matching", "app.errors"}
 
 
@@ -42,7 +52,7 @@ def test_there_are_files_to_check() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=module)
 def test_imports_point_one_way(path: Path) -> None:
-    """training may use five rooms of app; app uses nothing of training, nor torch; leaves know errors alone."""
+    """training may use five rooms of app; app uses nothing of training, nor torch; leaves know what is said above."""
     name, names = module(path), imported(path)
     if name.startswith("training"):
         assert rooms(names, "app") <= SHARED_WITH_TRAINING
@@ -53,6 +63,24 @@ def test_imports_point_one_way(path: Path) -> None:
             assert not rooms(names, "app.routes")
         if name in LEAVES:
             assert rooms(names, "app") <= LEAVES[name]
+
+
+def test_a_decoder_process_imports_little() -> None:
+    """No web server, no runtime, no database: it starts in a tenth of a second, and a hole in it opens onto nothing."""
+    script = "import sys, app.decoder_process; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"PIL", "numpy"} <= loaded
+    assert not loaded & {
+        "fastapi",
+        "starlette",
+        "pydantic",
+        "uvicorn",
+        "onnxruntime",
+        "sqlalchemy",
+        "faiss",
+        "pillow_heif",
+    }
 
 
 def test_the_verdict_is_decided_in_one_place() -> None:

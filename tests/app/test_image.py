@@ -22,7 +22,7 @@ from app.errors import (
     TooManyPixels,
     UnsupportedFormat,
 )
-from app.image import SERVED_FORMATS, Preprocessing, _depth, decode
+from app.image import HEIF, SERVED_FORMATS, Preprocessing, _depth, claimed_format, decode
 
 GREY = Preprocessing(height=48, width=48, channels=1, aspect="pad")
 COLOUR = Preprocessing(height=48, width=64, channels=3, aspect="stretch")
@@ -70,7 +70,7 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "PNG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("to", [GREY, COLOUR])
 def test_orientation_is_applied_once_whoever_decodes(kind: str, orientation: int, to: Preprocessing) -> None:
@@ -80,7 +80,7 @@ def test_orientation_is_applied_once_whoever_decodes(kind: str, orientation: int
     exif = Image.Exif()
     exif[0x0112] = orientation
     options: dict[str, object] = {"exif": exif} if kind != "TIFF" else {"tiffinfo": {0x0112: orientation}}
-    if kind in ("JPEG", "WEBP"):
+    if kind in ("JPEG", "WEBP", "AVIF"):
         options["quality"] = 95
     pixels = decode(encoded(stored, kind, **options), to)
     assert close(pixels, decode(encoded(scene(), "PNG"), to), within=2.0)
@@ -92,6 +92,13 @@ def test_an_invalid_orientation_means_upright(value: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = value
     assert np.array_equal(decode(encoded(scene(), "PNG", exif=exif), COLOUR), decode(encoded(scene(), "PNG"), COLOUR))
+
+
+def test_avif_is_turned_as_its_container_says() -> None:
+    """XMP that says otherwise was left there by a program that had turned the picture."""
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    plain, said = (encoded(scene(), "AVIF", quality=95, **options) for options in ({}, {"xmp": xmp}))
+    assert np.array_equal(decode(said, COLOUR), decode(plain, COLOUR))
 
 
 def test_a_large_jpeg_decoded_at_reduced_scale_looks_like_the_whole(tmp_path: Path) -> None:
@@ -127,11 +134,13 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
         assert np.abs(pixels[0, :, 0].astype(int) - np.linspace(0, 255, 64)).max() <= 1.5
 
 
-def test_the_first_frame_of_many_counts() -> None:
-    """An animation is its first picture."""
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF", "AVIF"])
+def test_the_first_frame_of_many_counts(kind: str) -> None:
+    """An animation is its first picture, and so is a file of many pages."""
     frames = [scene(), Image.new("RGB", (320, 200), "red")]
-    animated = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
-    assert np.array_equal(decode(animated, COLOUR), decode(encoded(scene(), "PNG"), COLOUR))
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "AVIF" else {}
+    animated = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert close(decode(animated, COLOUR), decode(encoded(scene(), "PNG"), COLOUR), within=3.0)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
@@ -180,6 +189,30 @@ def test_twelve_bits_are_scaled_as_twelve() -> None:
     assert _depth(opened) == 12
 
 
+@pytest.mark.parametrize(
+    ("brands", "claimed"),
+    [
+        ((b"avif",), "AVIF"),
+        ((b"avis", b"msf1"), "AVIF"),
+        ((b"mif1", b"miaf", b"avif"), "AVIF"),
+        ((b"heic", b"mif1"), HEIF),
+        ((b"mif1", b"heix"), HEIF),
+        ((b"mif1",), HEIF),
+        ((b"isom", b"mp42"), None),
+    ],
+)
+def test_a_container_is_known_by_its_brands(brands: tuple[bytes, ...], claimed: str | None) -> None:
+    """AVIF and HEIC begin alike."""
+    body = b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
+    assert claimed_format(struct.pack(">I", 4 + len(body)) + body + bytes(100)) == claimed
+
+
+def test_heic_is_refused_by_name() -> None:
+    """With what to do."""
+    with pytest.raises(UnsupportedFormat, match=r"HEIC .* Send JPEG, .* DIPTYCH_HEIC=1"):
+        decode(b"\0\0\0\x18ftypheic" + bytes(64), GREY)
+
+
 def test_an_empty_file_is_named() -> None:
     """No bytes, no image."""
     with pytest.raises(EmptyImage):
@@ -188,11 +221,11 @@ def test_an_empty_file_is_named() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"hello, world", b"%PDF-1.7 ...", b"\0\0\0\x18ftypheic" + bytes(64), b"<svg xmlns='http://www.w3.org/2000/svg'/>"],
+    [b"hello, world", b"%PDF-1.7 ...", b"\0\0\0\x18ftypisom" + bytes(64), b"<svg xmlns='http://www.w3.org/2000/svg'/>"],
 )
 def test_what_is_no_supported_image_is_named_with_what_is(data: bytes) -> None:
-    """Text, PDF, HEIC, SVG."""
-    with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WEBP, GIF, BMP, TIFF"):
+    """Text, PDF, MP4, SVG."""
+    with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"):
         decode(data, GREY)
 
 
@@ -250,7 +283,9 @@ def test_float_pixels_are_refused_by_name() -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     st.binary(max_size=400),
-    st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]),
+    st.sampled_from(
+        [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"\0\0\0\x10ftypavif\0\0\0\0"]
+    ),
 )
 def test_any_bytes_are_an_image_or_a_named_error(data: bytes, magic: bytes) -> None:
     """Nothing but the error tree comes out of the decoder."""
