@@ -2,6 +2,10 @@
 
 FROM python:3.11-slim AS build
 WORKDIR /src
+# Every package has a wheel for x86-64. For ARM64 all but pysqlite3 have, which is built with Debian's SQLite.
+RUN if [ "$(uname -m)" != x86_64 ]; then \
+        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libsqlite3-dev; \
+    fi
 COPY requirements/uv.txt requirements/service.txt requirements/
 RUN python -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
         --require-hashes -r requirements/uv.txt \

@@ -5,6 +5,7 @@ reset the log at once (https://sqlite.org/wal.html#walresetbug).
 """
 
 import fcntl
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,11 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from app.database import Database
 from app.errors import GalleryDamaged, GalleryInUse, StorageUnavailable, UsageError
 
+log = logging.getLogger("uvicorn.error")
+
 BUSY_SECONDS = 10
+# The first that resets its log safely. Where there is no wheel, pysqlite3 is built with the system's.
+SAFE_VERSION = (3, 51, 3)
 CACHE_KIB = 16 * 1024
 
 # What SQLite says, and what it means to whoever runs the service.
@@ -47,6 +52,12 @@ class SQLite(Database):
                 f"The data directory {path.parent} can't be made: {problem.strerror}. "
                 "Choose another with DIPTYCH_DATA_DIR."
             ) from None
+        if pysqlite3.sqlite_version_info < SAFE_VERSION:
+            log.warning(
+                "SQLite %s can damage a gallery that several processes write to (fixed in 3.51.3): use one worker, and "
+                "stop it before commands that write",
+                pysqlite3.sqlite_version,
+            )
         self.path = path
         self._in_use = in_use(path, exclusively=False)
         if not path.exists() and path.with_name(RESTORING).exists():
