@@ -22,7 +22,7 @@ from app.suspects import is_suspect
 log = logging.getLogger("uvicorn.error")
 
 # By the clock a decoder may take longer, since others use the processor too.
-CLOCK_FACTOR = 4
+CLOCK_FACTOR, CLOCK_SECONDS = 4, 2.0
 # A service that is shown one GIF a day holds no memory for it.
 IDLE_SECONDS = 60.0
 # What leaks in a decoder goes with its process.
@@ -40,6 +40,7 @@ class Decoder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._clock_seconds = max(CLOCK_FACTOR * settings.decode_seconds, CLOCK_SECONDS)
         self._places = BoundedSemaphore(settings.concurrency)
         self._lock = Lock()
         self._idle: list[DecoderProcess] = []
@@ -60,7 +61,7 @@ class Decoder:
             "formats": formats,
             "refuse_blank": refuse_blank,
             "seconds": self._settings.decode_seconds,
-            "clock_seconds": CLOCK_FACTOR * self._settings.decode_seconds,
+            "clock_seconds": self._clock_seconds,
         }
         shape = (to.height, to.width, to.channels)
         size = to.height * to.width * to.channels
@@ -75,7 +76,7 @@ class Decoder:
         while ended.status == 0:  # it had gone for want of work, just now
             process = self._take()
             try:
-                answer = process.ask(asked, data, seconds=CLOCK_FACTOR * self._settings.decode_seconds, most=most)
+                answer = process.ask(asked, data, seconds=self._clock_seconds, most=most)
             except Ended as problem:
                 process.end()
                 ended = problem

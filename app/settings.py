@@ -75,7 +75,7 @@ class Settings(BaseSettings):
         gt=0,
         le=600,
         allow_inf_nan=False,
-        description="Processor time of a decoder process for one image; four times as long by the clock.",
+        description="Processor time of a decoder process for one image; by the clock four times as long, or 2 s.",
     )
     decode_mib: int = Field(640, ge=16, description="Memory of a decoder process for one image, in MiB.")
     heic: bool = Field(False, description="Open HEIC, which needs the extra `heic`.")
