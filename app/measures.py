@@ -23,11 +23,12 @@ def observe(resources: Resources) -> None:
     metrics.places.set(at_once)
     metrics.embedding.set(min(taken, at_once))
     metrics.waiting.set(max(0, taken - at_once))
-    with suppress(StorageUnavailable), resources.database.read() as connection:
-        identities, references = gallery.sizes(connection)
-        metrics.identities.set(identities)
-        metrics.references.set(references)
     made = readiness.checks(resources)
+    if not any(check.name == "gallery" and check.problem for check in made):
+        with suppress(StorageUnavailable), resources.database.read() as connection:
+            identities, references = gallery.sizes(connection)
+            metrics.identities.set(identities)
+            metrics.references.set(references)
     metrics.ready.set(all(check.problem is None for check in made))
     for check in made:
         metrics.checks.labels(check.name).set(check.problem is None)

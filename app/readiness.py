@@ -8,7 +8,7 @@ from pathlib import Path
 from app import models
 from app.database import SCHEMA
 from app.dependencies import Resources
-from app.errors import DiptychError, ModelMismatch, StorageUnavailable, Unavailable
+from app.errors import ModelMismatch, StorageUnavailable, Unavailable
 from app.sqlite import SQLite
 
 
@@ -21,29 +21,48 @@ class Check:
     problem: Unavailable | None = None
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What one look into the database showed: a server that does not answer is waited for once."""
+
+    schema: str | None = None
+    moved: Unavailable | None = None
+    problem: Unavailable | None = None
+
+
 def checks(resources: Resources) -> list[Check]:
     """All of them, each made now; what is first is what a caller should be told first."""
+    seen = _look(resources)
     return [
-        _made(name, check, resources)
-        for name, check in (
-            ("encoder", _encoder),
-            ("accepting", _accepting),
-            ("gallery", _gallery),
-            ("schema", _schema),
-            ("model", _model),
-            ("images", _images),
-            ("disk", _disk),
-        )
+        _made("encoder", lambda: _encoder(resources)),
+        _made("accepting", lambda: _accepting(resources)),
+        _made("gallery", lambda: _gallery(resources, seen)),
+        _made("schema", lambda: _schema(seen)),
+        _made("model", lambda: _model(resources, seen)),
+        _made("images", lambda: _images(resources)),
+        _made("disk", lambda: _disk(resources)),
     ]
 
 
-def _made(name: str, check: Callable[[Resources], str], resources: Resources) -> Check:
+def _made(name: str, check: Callable[[], str]) -> Check:
     try:
-        return Check(name, check(resources))
+        return Check(name, check())
     except Unavailable as problem:
         return Check(name, problem.detail, problem)
-    except DiptychError as problem:
-        return Check(name, problem.detail, Unavailable(problem.detail))
+
+
+def _look(resources: Resources) -> _Seen:
+    moved: Unavailable | None = None
+    try:
+        with resources.database.read() as connection:
+            schema = resources.database.schema(connection)
+            try:
+                models.key_of(connection, resources.keeper.serving.loaded)
+            except ModelMismatch as mismatch:
+                moved = Unavailable(mismatch.detail)
+            return _Seen(schema, moved)
+    except Unavailable as problem:
+        return _Seen(problem=problem)
 
 
 def _encoder(resources: Resources) -> str:
@@ -58,36 +77,33 @@ def _accepting(resources: Resources) -> str:
     return "takes requests"
 
 
-def _gallery(resources: Resources) -> str:
+def _gallery(resources: Resources, seen: _Seen) -> str:
     database = resources.database
     if database.trouble is not None:
         raise type(database.trouble)(database.trouble.detail)
-    with database.read() as connection:
-        database.schema(connection)
+    if seen.problem is not None:
+        raise seen.problem
     database.is_writable()
     return "can be read and written"
 
 
-def _schema(resources: Resources) -> str:
-    with resources.database.read() as connection:
-        found = resources.database.schema(connection)
-    if found != SCHEMA:
+def _schema(seen: _Seen) -> str:
+    if seen.problem is not None:
+        raise seen.problem
+    if seen.schema != SCHEMA:
         raise Unavailable(
-            f"The gallery has schema {found}, and this version of Diptych has {SCHEMA}: another version migrated it. "
-            "Start the service again, with that version."
+            f"The gallery has schema {seen.schema}, and this version of Diptych has {SCHEMA}: another version migrated "
+            "it. Start the service again, with that version."
         )
-    return f"is {found}, as it should be"
+    return f"is {SCHEMA}, as it should be"
 
 
-def _model(resources: Resources) -> str:
+def _model(resources: Resources, seen: _Seen) -> str:
     keeper = resources.keeper
     if keeper.stranded is not None:
         raise type(keeper.stranded)(keeper.stranded.detail)
-    with resources.database.read() as connection:
-        try:
-            models.key_of(connection, keeper.serving.loaded)
-        except ModelMismatch as mismatch:
-            raise Unavailable(mismatch.detail) from None
+    if (wrong := seen.problem or seen.moved) is not None:
+        raise wrong
     return f"{keeper.serving.model_id} is the gallery's"
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 import httpx
 from conftest import EVALUATION, Service, diptych
 from PIL import Image
-from test_hostile import large_png, many_frames, packed_text
+from test_bombs import large_png, many_frames, packed_text
 
 DRAWINGS = [path.read_bytes() for path in sorted(EVALUATION.rglob("*.png"))]
 ENDPOINTS = ("verify", "claim", "search", "embed", "enroll", "delete")

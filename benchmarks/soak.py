@@ -37,8 +37,8 @@ SAMPLE_SECONDS = 3.0
 HANDS = 3
 # Shares of the whole time. The last life of the process is the longest, since memory is judged in it.
 KILL_AT, STOP_AT, REVOKE_AT, BURST_EVERY = 0.08, 0.16, 0.5, 60.0
-# Of that life, the first third fills caches.
-WARM = 1 / 3
+# Of that life, the first third fills caches. Large images come and go, so of each so many samples the least counts.
+WARM, FLOOR_OF = 1 / 3, 10
 
 
 class Soak:
@@ -145,11 +145,13 @@ class Soak:
         check_searches(self.service, self.hands)
 
     def rise(self) -> tuple[float, float]:
-        """MiB that memory grew by over the end of the last life, by the median of all slopes (Theil-Sen); and the
-        minutes that is about."""
+        """MiB that the floor of memory rose by over the end of the last life, by the median of all slopes (Theil-Sen);
+        and the minutes that is about."""
         last = [row for row in self.rows if row["life"] == self.rows[-1]["life"]]
         settled = last[int(WARM * len(last)) :]
-        at, mib = (np.array([row[name] for row in settled]) for name in ("seconds", "resident_mib"))
+        groups = [settled[start : start + FLOOR_OF] for start in range(0, len(settled), FLOOR_OF)]
+        at = np.array([np.mean([row["seconds"] for row in group]) for group in groups])
+        mib = np.array([min(row["resident_mib"] for row in group) for group in groups])
         first, second = np.triu_indices(len(at), 1)
         slope = float(np.median((mib[second] - mib[first]) / (at[second] - at[first])))
         return slope * (at[-1] - at[0]), (at[-1] - at[0]) / 60

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Service, drawings
+from conftest import GOLDEN, Service, drawings
 from prometheus_client.parser import text_string_to_metric_families
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -27,6 +27,14 @@ def panels() -> Iterator[dict[str, Any]]:
 def expressions() -> list[str]:
     shown = [target["expr"] for panel in panels() for target in panel["targets"]]
     return shown + [rule["expr"] for rule in RULES]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One that keeps all that there is to keep on this machine's disks."""
+    running = Service(GOLDEN, tmp_path_factory.mktemp("watched") / "data", keep_images="yes")
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +76,7 @@ def test_every_check_and_stage_is_told_by_name(families: dict[str, dict[str, set
     """So that a panel has a line for each from the start."""
     assert {"encoder", "gallery", "disk", "accepting"} <= families["diptych_check"]["check"]
     assert families["diptych_stage_seconds_count"]["stage"] == {"wait", "decode", "embed", "search", "commit"}
-    assert "uploads" in families["diptych_disk_free_bytes"]["place"]
+    assert families["diptych_disk_free_bytes"]["place"] == {"gallery", "images"}
 
 
 def test_the_dashboard_is_one_that_grafana_imports() -> None:
