@@ -33,33 +33,41 @@ class Parts:
 
     def __init__(self, content_type: str, *, max_files: int, max_fields: int) -> None:
         _, options = parse_options_header(content_type)
-        try:
-            self._parser = MultipartParser(
-                options[b"boundary"],
-                {
-                    "on_part_begin": self._begin,
-                    "on_header_field": self._header_name,
-                    "on_header_value": self._header_value,
-                    "on_header_end": self._header_end,
-                    "on_headers_finished": self._named,
-                    "on_part_data": self._data,
-                    "on_part_end": self._end,
-                },
-            )
-        except (KeyError, FormParserError):
-            raise MalformedRequest("The Content-Type has no usable boundary, so the body can't be read.") from None
-        self.found: list[Part] = []
+        self._boundary = options.get(b"boundary", b"")
+        self._found: list[Part] = []
         self._left = {"files": max_files, "fields": max_fields}
 
     async def read(self, body: AsyncIterator[bytes]) -> list[Part]:
         """All of them, in order. A part that does not end is none."""
+        # Not kept: the parser knows this object, and a circle of the two would hold the uploads until the garbage
+        # collector comes by.
+        parser = self._parser()
         try:
             async for piece in body:
-                self._parser.write(piece)
-            self._parser.finalize()
+                parser.write(piece)
+            parser.finalize()
         except FormParserError:
             raise MalformedRequest("The body is not valid multipart/form-data.") from None
-        return self.found
+        return self._found
+
+    def _parser(self) -> MultipartParser:
+        try:
+            if self._boundary:
+                return MultipartParser(
+                    self._boundary,
+                    {
+                        "on_part_begin": self._begin,
+                        "on_header_field": self._header_name,
+                        "on_header_value": self._header_value,
+                        "on_header_end": self._header_end,
+                        "on_headers_finished": self._named,
+                        "on_part_data": self._data,
+                        "on_part_end": self._end,
+                    },
+                )
+        except FormParserError:
+            pass
+        raise MalformedRequest("The Content-Type has no usable boundary, so the body can't be read.")
 
     def _begin(self) -> None:
         self._header = [b"", b""]
@@ -101,7 +109,7 @@ class Parts:
     def _end(self) -> None:
         data = b"".join(self._pieces)
         self._pieces = []
-        self.found.append((self._name, _text(data) if self._filename is None else Upload(self._filename, data)))
+        self._found.append((self._name, _text(data) if self._filename is None else Upload(self._filename, data)))
 
 
 def _text(data: bytes) -> str:

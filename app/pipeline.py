@@ -64,25 +64,31 @@ class Pipeline:
             self._metrics.waited(time.perf_counter() - asked)
             return work()
 
+        given = self._workers.submit(copy_context().run, begun)
+        answer = asyncio.wrap_future(given)
         self._taken += 1
         try:
-            given = self._workers.submit(copy_context().run, begun)
-            answer = asyncio.wrap_future(given)
-            done, _ = await asyncio.wait({answer}, timeout=self._settings.queue_seconds)
-            if not done and given.cancel():
+            await asyncio.wait({answer}, timeout=self._settings.queue_seconds)
+            if not answer.done() and given.cancel():
                 raise Overloaded("The encoder was busy for too long. Try again in a moment.")
             return await answer  # if its turn has come, what is begun is finished
         finally:
             self._taken -= 1
+            # A future that failed knows its error, which knows this frame: without the circle uploads go at once.
+            del given, answer
 
     def embed(self, encoder: Encoder, **uploads: Upload) -> list[EmbeddingsF32]:
         """Embeddings `[D]` of uploads by field, inside a turn. Raises the first `ImageError`, naming its field."""
-        results = self.embed_each(encoder, list(uploads.values()))
-        for field, result in zip(uploads, results, strict=True):
+        found: list[EmbeddingsF32] = []
+        for field, result in zip(uploads, self.embed_each(encoder, list(uploads.values())), strict=True):
             if isinstance(result, ImageError):
                 result.extra.setdefault("field", field)
-                raise result
-        return [result for result in results if not isinstance(result, ImageError)]
+                try:
+                    raise _freed(result)
+                finally:
+                    del result  # which would know this frame, as this frame knows it
+            found.append(result)
+        return found
 
     def embed_each(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
         """For each upload its embedding `[D]`, or what is wrong with it; inside a turn."""
@@ -117,8 +123,15 @@ class Pipeline:
                 refuse_blank=True,
             )
         except ImageError as problem:
-            return problem
+            return _freed(problem)
 
     def close(self) -> None:
         self._workers.shutdown(cancel_futures=True)
         self._decoder.close()
+
+
+def _freed(problem: ImageError) -> ImageError:
+    """Without the frames that it went through: they hold the upload, and would be held until the garbage collector
+    comes by."""
+    problem.__context__ = problem.__cause__ = None
+    return problem.with_traceback(None)

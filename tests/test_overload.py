@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -107,3 +108,22 @@ def test_half_a_head_and_silence_are_not_waited_for(usual: Service) -> None:
     for thread in threads:
         thread.join()
     assert len(taken) == 2 and all(HEAD_SECONDS - 2 < one < HEAD_SECONDS + 5 for one in taken)
+
+
+def test_large_uploads_leave_no_memory_behind(usual: Service) -> None:
+    """Neither what is embedded nor what is refused, and not more than a few at a time meanwhile."""
+    status = Path(f"/proc/{usual.process.pid}/status")
+
+    def mib(field: str) -> int:
+        return int(status.read_text().partition(f"{field}:")[2].split()[0]) // 1024
+
+    drawing, padding = A[0].read_bytes(), bytes(8_000_000)
+    files = {"image_a": drawing + padding, "image_b": drawing + padding}
+    usual.client.post("/verify", files=files)
+    before = mib("VmRSS")
+    Path(f"/proc/{usual.process.pid}/clear_refs").write_text("5")  # the peak is that from here on
+    for refused in (False, True):
+        sent = {name: padding if refused else data for name, data in files.items()}
+        for _ in range(25):
+            assert usual.client.post("/verify", files=sent).status_code == (415 if refused else 200)
+    assert mib("VmHWM") - before < 200

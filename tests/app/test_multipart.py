@@ -1,7 +1,9 @@
 """Bodies to uploads and fields: whatever the pieces, the same parts; whatever the bytes, parts or a named error."""
 
 import asyncio
+import gc
 import itertools
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -86,3 +88,15 @@ def test_a_part_without_a_name_is_refused() -> None:
     """It can belong to no field."""
     with pytest.raises(MalformedRequest, match="no name"):
         read(b"--xyz\r\nContent-Disposition: form-data\r\n\r\nx\r\n--xyz--\r\n", [])
+
+
+def test_uploads_are_gone_with_their_last_user() -> None:
+    """Not when the garbage collector comes by: a photo has megabytes, and it counts objects."""
+    gc.disable()
+    try:
+        (part,) = read(sent([("a", Upload("a.png", b"1234"))]), [20])
+        upload = weakref.ref(part[1])
+        del part
+        assert upload() is None
+    finally:
+        gc.enable()

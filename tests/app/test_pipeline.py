@@ -1,18 +1,25 @@
 """Turns: who waits, who is refused, and what is finished."""
 
 import asyncio
+import gc
 import threading
+import weakref
+from contextlib import suppress
 
 import pytest
+from conftest import GOLDEN
 
-from app.errors import Overloaded
+from app import checkpoint
+from app.encoder import Encoder
+from app.errors import ImageError, Overloaded
 from app.metrics import Metrics
+from app.multipart import Upload
 from app.pipeline import Pipeline
 from app.settings import Settings
 
 
 def pipeline(**settings: float) -> Pipeline:
-    return Pipeline(Settings(**{"concurrency": 1, "queue_length": 1, **settings}), Metrics("m", "1"))
+    return Pipeline(Settings(**{"concurrency": 1, "queue_length": 1, **settings}), Metrics())
 
 
 def test_who_finds_no_place_is_refused_at_once_and_the_others_are_answered() -> None:
@@ -68,4 +75,25 @@ def test_what_the_work_raises_is_raised_and_gives_its_place_back() -> None:
         assert not turns.is_full
 
     asyncio.run(story())
+    turns.close()
+
+
+def test_refused_uploads_are_gone_with_their_answer() -> None:
+    """An error knows the frames that it went through, and they the uploads: it lets go of them."""
+    turns, encoder = pipeline(), Encoder(checkpoint.load(GOLDEN))
+    uploads = {"image_a": Upload("a", b"no image"), "image_b": Upload("b", b"\x89PNG\r\n\x1a\n")}
+    watched = [weakref.ref(one) for one in uploads.values()]
+
+    async def story() -> None:
+        nonlocal uploads
+        given, uploads = uploads, {}
+        with suppress(ImageError):
+            await turns.turn(lambda: turns.embed(encoder, **given))
+
+    gc.disable()
+    try:
+        asyncio.run(story())
+        assert [one() for one in watched] == [None, None]
+    finally:
+        gc.enable()
     turns.close()
