@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import psycopg
 import sqlalchemy as sa
 
 from app.database import Database
@@ -41,6 +40,8 @@ class PostgreSQL(Database):
                 "options": f"-c statement_timeout={STATEMENT_MILLISECONDS * hurried} -c client_encoding=utf8",
             },
         )
+        # Loaded by now; a gallery in SQLite does without its eight megabytes.
+        self._psycopg: Any = engine.dialect.dbapi
         super().__init__(engine, f"{where.host or 'local'}/{where.database}")
         self._flavour: Engine | None = None
         self._reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -64,13 +65,12 @@ class PostgreSQL(Database):
 
     def refusal(self, problem: BaseException | None) -> StorageUnavailable | None:
         state = getattr(problem, "sqlstate", None)
-        if state is None and (self._flavour is None or not isinstance(problem, psycopg.ProgrammingError)):
+        if state is None and (self._flavour is None or not isinstance(problem, self._psycopg.ProgrammingError)):
             return StorageUnavailable(
                 f"The gallery's database at {self.where} can't be reached. The service goes on once it is."
             )
-        if isinstance(problem, psycopg.DataError | psycopg.IntegrityError | psycopg.ProgrammingError) and (
-            state not in SET_UP
-        ):
+        own = self._psycopg
+        if isinstance(problem, own.DataError | own.IntegrityError | own.ProgrammingError) and state not in SET_UP:
             return None
         return StorageUnavailable(f"The gallery's database at {self.where} refused: {_first_line(problem)}")
 
