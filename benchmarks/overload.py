@@ -77,6 +77,8 @@ class Client:
 
     async def _one(self, request: bytes, arrival: float, seen: Seen) -> None:
         try:
+            # The service closes what is idle for five seconds.
+            self._idle = [pair for pair in self._idle if not pair[0].at_eof()]
             if self._idle:
                 reader, writer = self._idle.pop()
             elif self._open < MOST_CONNECTIONS:
