@@ -12,10 +12,15 @@ RUN python -m pip install --no-cache-dir --disable-pip-version-check --root-user
     && uv venv --python "$(command -v python)" /opt/diptych \
     && VIRTUAL_ENV=/opt/diptych uv pip install --no-cache --compile-bytecode --require-hashes \
         -r requirements/service.txt
+COPY requirements/dev.txt requirements/
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY training training
+# docker build --build-arg EXTRAS=heic,openvino,tracing .
+ARG EXTRAS=
 RUN VIRTUAL_ENV=/opt/diptych uv pip install --no-cache --compile-bytecode --no-deps . \
+    && { [ -z "$EXTRAS" ] || VIRTUAL_ENV=/opt/diptych uv pip install --no-cache --compile-bytecode \
+        --constraint requirements/dev.txt ".[$EXTRAS]"; } \
     # What packages bring for their own developers: a tenth of the whole.
     && find /opt/diptych/lib -path '*/site-packages/*' -type d -name tests -prune -exec rm -rf {} + \
     && find /opt/diptych/lib -path '*/site-packages/*' -type f \( -name '*.c' -o -name '*.pyx' -o -name '*.pyi' \) -delete

@@ -30,7 +30,9 @@ $(VENV)/.training: $(VENV)/.service requirements/dev.txt
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@touch $@
 
-env: $(VENV)/.service  ## Make .venv with what serving needs.
+env: $(VENV)/.service  ## Make .venv with what serving needs; EXTRAS=heic,openvino,tracing for more.
+	@test -z "$(EXTRAS)" || $(UV) pip install --quiet --python $(BIN)/python \
+	    --constraint requirements/dev.txt --editable ".[$(EXTRAS)]"
 
 env-training: $(VENV)/.training  ## Make .venv with everything: training, tests, linters.
 
@@ -58,7 +60,7 @@ format: env-training  ## Format the code and mend what the linter can.
 bench: env-training  ## Measure accuracy and speed: make bench DATA=.../shared-data
 	@test -n "$(DATA)" || { echo "make bench DATA=path/to/data (see benchmarks/run.py)" >&2; exit 2; }
 	@command -v wrk >/dev/null || { echo "make bench needs wrk: apt-get install wrk" >&2; exit 2; }
-	$(UV) pip install --quiet --python $(BIN)/python litserve openvino
+	$(UV) pip install --quiet --python $(BIN)/python litserve==0.2.19
 	$(BIN)/python -m benchmarks.run "$(DATA)"
 
 audit: $(UV)  ## Look for known holes in what is installed (asks PyPI's advisory service).

@@ -87,7 +87,7 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
         return
     collection = check_name(collection or "default")
     checkpoint = format_1.load(settings.checkpoint)
-    encoder = Encoder(checkpoint, threads())
+    encoder = Encoder(checkpoint, threads(), settings.runtime)
     where = Path(settings.checkpoint)
     loaded = Loaded(
         encoder.model_id, encoder.embedding_dim, str(where.resolve()) if where.is_dir() else settings.checkpoint
@@ -199,7 +199,7 @@ def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, qu
     settings = settings_of(**options)
     with opened(settings) as database:
         if checkpoint is not None:
-            encoder = Encoder(format_1.load(checkpoint), threads())
+            encoder = Encoder(format_1.load(checkpoint), threads(), settings.runtime)
             where = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
             loaded = Loaded(encoder.model_id, encoder.embedding_dim, where)
             originals = Originals(settings.data_dir, settings.keep_images, database)

@@ -29,7 +29,8 @@ IDLE_SECONDS = 60.0
 IMAGES_OF_A_PROCESS = 1000
 _REFUSAL_BYTES = 2**16
 _REFUSALS = {kind.code: kind for kind in ImageError.__subclasses__()}
-_OUT_OF_TIME = (None, -signal.SIGPROF, -signal.SIGALRM, -signal.SIGXCPU)
+_OUT_OF_TIME = (-signal.SIGPROF, -signal.SIGXCPU)
+_OUT_OF_CLOCK = (None, -signal.SIGALRM)
 
 
 class Decoder:
@@ -86,12 +87,12 @@ class Decoder:
             else:
                 self._give_back(process)
                 return answer
-        seconds = self._settings.decode_seconds
-        if ended.status in _OUT_OF_TIME:
-            log.warning("the decoder of an image of %d bytes took more than %g s, and was ended", len(data), seconds)
-            raise DamagedImage(
-                f"Decoding the image took more than the {seconds:g} s that it may. Send an ordinary JPEG or PNG of it."
-            )
+        if ended.status in _OUT_OF_TIME or ended.status in _OUT_OF_CLOCK:
+            by_clock = ended.status in _OUT_OF_CLOCK
+            seconds = self._clock_seconds if by_clock else self._settings.decode_seconds
+            took = f"took more than {seconds:g} s {'by the clock' if by_clock else 'of the processor'}"
+            log.warning("the decoder of an image of %d bytes %s, and was ended", len(data), took)
+            raise DamagedImage(f"Decoding the image {took}, which is all it may. Send an ordinary JPEG or PNG of it.")
         log.warning("the decoder of an image of %d bytes died (%s)", len(data), ended)
         raise DamagedImage("The image is damaged: its decoder died of it. Send an ordinary JPEG or PNG of it.")
 

@@ -29,7 +29,8 @@ OPEN = re.compile(r"/|/healthz|/readyz|/openapi\.json|/docs|/docs/oauth2-redirec
 SCOPES = [
     (method, re.compile(path), scope)
     for method, path, scope in (
-        ("GET", r"/checkpoint|/metrics|/collections(/.*)?", "verify"),
+        ("GET", r"/metrics", "watch"),
+        ("GET", r"/checkpoint|/collections(/.*)?", "verify"),
         ("POST", r"/verify|/search|/embed", "verify"),
         ("POST", r"/enroll", "enroll"),
         ("PATCH", r"/collections/[^/]+/identities/[^/]+", "enroll"),

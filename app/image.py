@@ -144,7 +144,7 @@ def _unsupported(claimed: str | None) -> UnsupportedFormat:
         return UnsupportedFormat(f"The bytes are no image in a supported format. Send {SERVED}.")
     return UnsupportedFormat(
         f"The image is HEIC, as phones take it, and HEIC is not opened here. Send {SERVED}; or have it opened by "
-        "installing diptych[heic] and setting DIPTYCH_HEIC=1."
+        "installing its decoder (make env EXTRAS=heic) and setting DIPTYCH_HEIC=1."
     )
 
 

@@ -17,10 +17,16 @@ import sqlalchemy as sa
 from app.errors import KeyRequired, KeyUnknown, NotAllowed, UsageError
 from app.tables import api_key
 
-# verify: compare and search, and see what is enrolled; enroll: that, and change identities; admin: everything.
-SCOPES = ("verify", "enroll", "admin")
+# watch: read /metrics; verify: that, compare and search, and see what is enrolled; enroll: that, and change identities;
+# admin: everything.
+SCOPES = ("watch", "verify", "enroll", "admin")
 # What a scope contains.
-CONTAINS = {"verify": {"verify"}, "enroll": {"verify", "enroll"}, "admin": set(SCOPES)}
+CONTAINS = {
+    "watch": {"watch"},
+    "verify": {"watch", "verify"},
+    "enroll": {"watch", "verify", "enroll"},
+    "admin": set(SCOPES),
+}
 TOKEN = re.compile(r"diptych_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

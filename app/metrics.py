@@ -16,6 +16,7 @@ from prometheus_client import (
 )
 
 from app.drift import Drift
+from app.errors import DiptychError
 from app.tracing import Tracing
 
 Stage = Literal["decode", "embed", "search", "commit"]
@@ -64,6 +65,7 @@ class Metrics:
         self.problems = Counter(
             "diptych_problems", "Requests refused or failed, by code.", ["code"], registry=self.registry
         )
+        self.problems.labels(DiptychError.code)  # from the start, so that the first one is an increase
         self.references = Gauge("diptych_references", "References in the gallery.", registry=self.registry)
         self.identities = Gauge("diptych_identities", "Identities with references.", registry=self.registry)
         self.verdicts = Counter("diptych_verdicts", "Verdicts, by kind.", ["verdict"], registry=self.registry)

@@ -58,7 +58,7 @@ class OpenVino:
 
     def __init__(self, graph: Path, threads: int, streams: int, precision: str) -> None:
         if find_spec("openvino") is None:
-            raise UsageError("OpenVINO is not installed: install diptych[openvino], or take the runtime onnxruntime.")
+            raise UsageError("OpenVINO is not installed: make env EXTRAS=openvino, or take the runtime onnxruntime.")
         # Its package reports every import to its maker. What can't be imported it does without.
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         import openvino as ov  # an extra, and half a second to import

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         description="Requests a process decodes and embeds at once; the others wait. By default one a core.",
     )
     queue_length: int = Field(
-        24, ge=0, le=30, description="Requests of a process that may wait for their turn; more are refused with 503."
+        24, ge=0, le=1000, description="Requests of a process that may wait for their turn; more are refused with 503."
     )
     queue_seconds: float = Field(
         10.0,
@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     )
 
     drain_seconds: int = Field(
-        10, ge=1, le=3600, description="Told to stop: how long requests under way may take before they are cut off."
+        8, ge=1, le=3600, description="Told to stop: how long requests under way may take before they are refused."
     )
     drain_delay_seconds: float = Field(
         0.0,
@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     @classmethod
     def _has_heic(cls, value: bool) -> bool:
         if value and find_spec("pillow_heif") is None:
-            raise ValueError("needs pillow-heif, which is not installed: uv pip install 'diptych[heic]'")
+            raise ValueError("needs pillow-heif, which is not installed: make env EXTRAS=heic")
         return value
 
     @field_validator("rate")

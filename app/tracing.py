@@ -99,9 +99,7 @@ def opened(settings: Settings) -> Tracing | None:
         from opentelemetry.sdk.trace import TracerProvider as SdkProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        raise UsageError(
-            "DIPTYCH_TRACING=1 takes packages that are not installed: pip install 'diptych[tracing]'."
-        ) from None
+        raise UsageError("DIPTYCH_TRACING=1 takes packages that are not installed: make env EXTRAS=tracing.") from None
     said = {"service.version": version("diptych")}
     if not os.environ.get("OTEL_SERVICE_NAME"):
         said["service.name"] = "diptych"

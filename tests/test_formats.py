@@ -206,7 +206,7 @@ def test_heic_that_is_not_installed_is_a_mistake_in_the_settings(tmp_path: Path)
         check=False,
     )
     assert done.returncode == 2
-    assert "DIPTYCH_HEIC" in done.stderr and "uv pip install 'diptych[heic]'" in done.stderr
+    assert "DIPTYCH_HEIC" in done.stderr and "EXTRAS=heic" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

@@ -140,7 +140,7 @@ def test_several_threads_get_their_own_pictures(made: Callable[..., Decoder]) ->
 def test_an_image_that_takes_too_long_is_refused_and_the_next_works(made: Callable[..., Decoder]) -> None:
     """A large one, where little time is allowed; its process is gone."""
     decoder, started = made(decode_seconds=0.05), time.monotonic()
-    with pytest.raises(DamagedImage, match=r"more than the 0\.05 s"):
+    with pytest.raises(DamagedImage, match=r"more than (0\.05 s of the processor|2 s by the clock)"):
         run(decoder, large())
     assert time.monotonic() - started < 5
     assert run(decoder, encoded(picture(), "GIF")).shape == (48, 48, 1)
@@ -179,7 +179,7 @@ def test_a_process_that_stands_still_is_ended(made: Callable[..., Decoder]) -> N
     run(decoder, encoded(picture(), "GIF"))
     for pid in pids() - before:
         os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(DamagedImage, match=r"more than the 0\.2 s"):
+    with pytest.raises(DamagedImage, match=r"more than 2 s by the clock"):
         run(decoder, encoded(picture(), "GIF"))
     assert run(decoder, encoded(picture(), "GIF")).shape == (48, 48, 1)
 

@@ -67,4 +67,4 @@ def test_a_runtime_that_is_not_installed_is_named_with_what_to_do() -> None:
         "except UsageError as problem: print(problem.detail)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "diptych[openvino]" in done.stdout
+    assert "EXTRAS=openvino" in done.stdout
