@@ -49,10 +49,10 @@ class Admission:
         limit = self._limit(path)
         resources: Resources = scope["state"]["resources"]
         if not said.isdecimal() or int(said) > limit:
-            await _refuse(_too_large(limit), limit, scope, receive, send)
+            await refuse(_too_large(limit), limit, scope, receive, send)
         elif path in EMBEDDING and resources.pipeline.is_full:
             busy = Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
-            await _refuse(busy, limit, scope, receive, send)
+            await refuse(busy, limit, scope, receive, send)
         else:
             await self._watched(limit, scope, receive, send)
 
@@ -109,9 +109,14 @@ def _too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(f"The request's body has more than the {limit:,} bytes allowed here.")
 
 
-async def _refuse(refusal: DiptychError, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
-    await drain(receive, DRAIN_FACTOR * limit)
-    await problem(refusal, scope)(scope, receive, send)
+async def refuse(refusal: DiptychError, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request whose body nobody wants; one that waits to be asked for it (`Expect`) is not asked."""
+    answer = problem(refusal, scope)
+    if "expect" in Headers(scope=scope):
+        answer.headers["Connection"] = "close"
+    else:
+        await drain(receive, DRAIN_FACTOR * limit)
+    await answer(scope, receive, send)
 
 
 def path_of(scope: Scope) -> str:

@@ -101,10 +101,11 @@ _MACHINES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
 }
 
 
-def confine(mib: int, *, threads: bool) -> None:
-    """Keep `mib` MiB for an image, and what decoding needs. Elsewhere than on Linux nothing is given up."""
+def confine(mib: int, *, threads: bool) -> bool:
+    """Keep `mib` MiB for an image, and what decoding needs; whether system calls were given up too. Elsewhere than on
+    Linux nothing is."""
     if sys.platform != "linux":
-        return
+        return False
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     for limit, value in (
         (resource.RLIMIT_AS, held + mib * 2**20),
@@ -116,13 +117,13 @@ def confine(mib: int, *, threads: bool) -> None:
         resource.setrlimit(limit, (value, value))
     with suppress(AttributeError):
         libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         machine = os.uname().machine
-        if machine in _MACHINES:
+        if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 and machine in _MACHINES:
             code = _filter(*_MACHINES[machine], threads=threads)
             buffer = ctypes.create_string_buffer(code, len(code))
             program = struct.pack("@HP", len(code) // _INSTRUCTION.size, ctypes.addressof(buffer))
-            libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0)
+            return bool(libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0) == 0)
+    return False
 
 
 def _filter(machine: int, calls: tuple[int, ...], starting: tuple[int, ...], *, threads: bool) -> bytes:

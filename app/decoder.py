@@ -46,6 +46,7 @@ class Decoder:
         self._lock = Lock()
         self._idle: list[DecoderProcess] = []
         self._closed = False
+        self._said = False
 
     def decode(self, data: bytes, to: Preprocessing, *, max_bytes: int, max_pixels: int, refuse_blank: bool) -> ImageU8:
         """Pixels `[height, width, channels]`. Raises what `image.decode` raises; `DamagedImage` also where a decoder
@@ -74,8 +75,10 @@ class Decoder:
 
     def _ask(self, asked: bytes, data: bytes, most: int) -> tuple[int, bytearray]:
         ended = Ended(0)
-        while ended.status == 0:  # it had gone for want of work, just now
-            process = self._take()
+        for _ in range(2):
+            if ended.status != 0:
+                break
+            process = self._take()  # once more, if it had gone for want of work just now
             try:
                 answer = process.ask(asked, data, seconds=self._clock_seconds, most=most)
             except Ended as problem:
@@ -104,10 +107,14 @@ class Decoder:
                     return process
                 process.end()
         try:
-            return DecoderProcess(self._settings.decode_mib, IDLE_SECONDS, heic=self._settings.heic)
+            process = DecoderProcess(self._settings.decode_mib, IDLE_SECONDS, heic=self._settings.heic)
         except (OSError, Ended) as problem:
             log.error("no decoder process can be started: %s", problem)
             raise Unavailable("No process can be started to decode the image in. Try again in a moment.") from None
+        if not process.confined and not self._said:
+            self._said = True
+            log.warning("decoder processes can't give up system calls on this machine; see SECURITY.md")
+        return process
 
     def _give_back(self, process: DecoderProcess) -> None:
         with self._lock:

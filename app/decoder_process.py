@@ -25,7 +25,9 @@ from app.image import HEIF, Preprocessing, decode, load_plugin
 from app.suspects import ISOLATED_FORMATS, ORDINARY_FORMATS
 
 REQUEST, ANSWER = struct.Struct("<IQ"), struct.Struct("<BQ")
-READY, PIXELS, REFUSED = b"R", 0, 1
+# Ready, with or without system calls to give up.
+CONFINED, OPEN = b"C", b"O"
+PIXELS, REFUSED = 0, 1
 
 
 def main() -> None:
@@ -35,8 +37,8 @@ def main() -> None:
     answers, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    confine(int(mib), threads="heic" in others)  # libde265 starts some
-    _write(answers, READY)
+    confined = confine(int(mib), threads="heic" in others)  # libde265 starts some
+    _write(answers, CONFINED if confined else OPEN)
     while select.select([0], [], [], float(idle_seconds))[0]:
         head = sys.stdin.buffer.read(REQUEST.size)
         if len(head) < REQUEST.size:

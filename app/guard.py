@@ -16,12 +16,11 @@ from functools import lru_cache
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.admission import drain, path_of
+from app.admission import path_of, refuse
 from app.dependencies import Resources
 from app.errors import ForeignOrigin, NotAllowed, RequestError, UnknownHost
 from app.keys import ANYBODY, Caller
 from app.limits import Limits
-from app.problems import problem
 
 # For an orchestrator, which has no key, and to read.
 OPEN = re.compile(r"/|/healthz|/readyz|/openapi\.json|/docs|/docs/oauth2-redirect|/static-offline-docs/.*")
@@ -60,8 +59,7 @@ class Guard:
                 if not OPEN.fullmatch(path):
                     turn.enter_context(self._limits.turn(caller.name or (scope["client"] or ("",))[0]))
             except RequestError as refusal:
-                await drain(receive, self._limit(path))
-                await problem(refusal, scope)(scope, receive, send)
+                await refuse(refusal, self._limit(path), scope, receive, send)
                 return
             await self.app(scope, receive, send)
 

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from app.decoder_process import ANSWER, READY, REQUEST
+from app.decoder_process import ANSWER, CONFINED, REQUEST
 
 # Python and Pillow are there in a tenth of a second; a machine that does other things takes its time.
 START_SECONDS = 20.0
@@ -60,7 +60,8 @@ class DecoderProcess:
                 with suppress(OSError):  # a user may have only so many pages in pipes
                     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
-            self._read(len(READY), time.monotonic() + START_SECONDS)
+            # Whether it gave up the system calls that it does not need.
+            self.confined = self._read(len(CONFINED), time.monotonic() + START_SECONDS) == CONFINED
         except Ended:
             self.end()
             raise

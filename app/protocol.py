@@ -16,40 +16,69 @@ HEAD_SECONDS = 10.0
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection. What has to come next has a time to come in, unless it is our answer: the rest of a head, or of a
+    body that was answered already."""
 
-    # Bytes of a head that is not complete; None while a body or an answer is on its way.
+    # Bytes of a head that is not complete; None while a body is on its way.
     _head: int | None = 0
-    _head_timer: asyncio.TimerHandle | None = None
+    # Bytes since the last of a body: sizes of chunks, and trailers.
+    _beside = 0
+    _timer: asyncio.TimerHandle | None = None
+    _deaf = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait_for_head()
+        self._wait()
 
     def data_received(self, data: bytes) -> None:
-        if self._head is not None:
+        if self._deaf:
+            return
+        if self._head is None:
+            self._beside += len(data)
+        else:
             self._head += len(data)
-            if self._head_timer is None:
-                self._wait_for_head()
+            if self.cycle is None or self.cycle.response_complete:
+                self._wait()
         super().data_received(data)
-        if self._head is not None and self._head > HEAD_BYTES and not self.transport.is_closing():
+        if max(self._head or 0, self._beside) > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The request's head has more than the {HEAD_BYTES:,} bytes allowed.")
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head is not None:  # a trailer is no header (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._head = None
+        self._head, self._beside = None, 0
         self._stop_waiting()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._beside = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self._head = 0
+        self._head, self._beside = 0, 0
+        self._stop_waiting()
         super().on_message_complete()
+        if self.cycle.response_complete:
+            self._wait()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and self._head != 0 and not self.transport.is_closing():
+            self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no request, and close the connection."""
+        """Answer what is no request, and close the connection. Where another answer is due, this one would be taken for
+        it: then that one is the last."""
+        if self.cycle is not None and not self.cycle.response_complete and self._head is not None:
+            self.cycle.keep_alive = False
+            self._deaf = True
+            return
         request_id = uuid.uuid4().hex
         content: dict[str, Any] = {
             "type": "about:blank",
@@ -67,10 +96,11 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
 
-    def _wait_for_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+    def _wait(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
 
     def _stop_waiting(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -95,6 +95,15 @@ def test_what_is_no_http_gets_a_problem_document(usual: Service) -> None:
     assert said.startswith(b"HTTP/1.1 400") and b"x-request-id: " in said and b"malformed_request" in said
 
 
+def test_an_answer_that_is_due_comes_before_what_is_no_request(usual: Service) -> None:
+    """Garbage behind a request does not take its answer away, and ends the connection after it."""
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\n'
+    body = part + A[0].read_bytes() + b"\r\n--x--\r\n"
+    sent = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body + b"garbage\r\n" * 100
+    said, taken = conversation(usual, sent, 10)
+    assert said.startswith(b"HTTP/1.1 200") and said.count(b"HTTP/1.1 ") == 1 and taken < 4
+
+
 def test_half_a_head_and_silence_are_not_waited_for(usual: Service) -> None:
     """Connections that never become a request end by themselves, all at the same time."""
     taken = []
@@ -108,6 +117,46 @@ def test_half_a_head_and_silence_are_not_waited_for(usual: Service) -> None:
     for thread in threads:
         thread.join()
     assert len(taken) == 2 and all(HEAD_SECONDS - 2 < one < HEAD_SECONDS + 5 for one in taken)
+
+
+def test_trailers_are_no_headers_and_have_an_end(usual: Service) -> None:
+    """What a proxy has checked stays as it was; and a megabyte of them is too many."""
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n--x\r\n\r\n0\r\n"
+    said, _ = conversation(usual, chunked + b"Origin: http://evil\r\nX-Request-ID: mine\r\n\r\n", 15)
+    assert said.startswith(b"HTTP/1.1 422") and b"x-request-id: mine" not in said
+    with socket.create_connection(("127.0.0.1", usual.port), timeout=5) as connection:
+        connection.sendall(chunked)
+        cut_off = False
+        for _ in range(200):
+            try:
+                connection.sendall(b"a:b\r\n" * 10_000)
+            except OSError:
+                cut_off = True
+                break
+            time.sleep(0.01)
+    assert cut_off
+    assert usual.client.get("/readyz").status_code == 200
+
+
+def test_a_body_that_is_too_large_is_not_asked_for(usual: Service) -> None:
+    """A client that waits to be asked hears the refusal instead."""
+    head = HEAD + b"Expect: 100-continue\r\nContent-Length: 999999999\r\n\r\n"
+    said, taken = conversation(usual, head, 5)
+    assert said.startswith(b"HTTP/1.1 413") and b"connection: close" in said.lower() and taken < 4
+
+
+@pytest.mark.parametrize("rest", [b"x", b"xy"], ids=["unfinished", "finished late"])
+def test_a_body_that_was_answered_already_does_not_hold_the_connection(usual: Service, rest: bytes) -> None:
+    """Neither if it never ends nor if it ends later."""
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", usual.port), timeout=HEAD_SECONDS + 10) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nab")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        time.sleep(0.5)
+        connection.sendall(rest)
+        while connection.recv(65536):
+            pass
+    assert time.monotonic() - started < HEAD_SECONDS + 5
 
 
 def test_large_uploads_leave_no_memory_behind(usual: Service) -> None:
