@@ -138,9 +138,11 @@ def places(resources: Resources) -> Iterator[tuple[str, Path]]:
 
 
 def bytes_free(place: Path) -> int:
-    """To an ordinary user. Raises `StorageUnavailable` where there is no such place."""
+    """To an ordinary user. What is not there yet will be made where its nearest folder is. Raises `StorageUnavailable`
+    where that can't be looked at."""
+    there = next((folder for folder in (place, *place.absolute().parents) if folder.exists()), place)
     try:
-        disk = os.statvfs(place)
+        disk = os.statvfs(there)
     except OSError as problem:
         raise StorageUnavailable(f"{place} can't be looked at: {problem.strerror}.") from None
     return disk.f_bavail * disk.f_frsize

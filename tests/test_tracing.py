@@ -137,7 +137,9 @@ def test_a_collector_that_is_gone_holds_nobody_up(serve: Serve, monkeypatch: pyt
 WITHOUT = "import sys; sys.modules['opentelemetry.sdk.trace'] = None; from app.cli import main; main()"
 
 
-@pytest.mark.parametrize(("missing", "words"), [("address", "OTEL_EXPORTER_OTLP_ENDPOINT"), ("packages", "[tracing]")])
+@pytest.mark.parametrize(
+    ("missing", "words"), [("address", "OTEL_EXPORTER_OTLP_ENDPOINT"), ("packages", "EXTRAS=tracing")]
+)
 def test_what_traces_lack_is_named_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, words: str
 ) -> None:
