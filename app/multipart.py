@@ -3,7 +3,7 @@
     body, piece by piece ── python_multipart finds the parts ──> pieces of each ── joined once ──> bytes
 
 What may be sent at all, and how much is held for everybody together, is decided before (`admission`), so nothing is
-spooled to a disk; and a photo is copied once here, not four times.
+spooled to a disk; and a photo is copied once here.
 """
 
 from collections.abc import AsyncIterator
