@@ -10,8 +10,9 @@ from typing import Any
 import click
 from PIL import Image
 
-from app import commands, key_commands
 from app.errors import DiptychError, GalleryError, RequestError, UsageError
+from app.maintenance import commands
+from app.maintenance import keys as key_commands
 
 
 class Commands(click.Group):
@@ -67,7 +68,7 @@ def report(target_fmr: float | None, output: Path | None, **options: Any) -> Non
     that are called similar, and references that lie nearer to another identity than to their own. The service may run
     meanwhile; nothing enrolled is changed.
     """
-    from app.report import report_on
+    from app.maintenance.report import report_on
 
     if output is not None:
         output.touch()  # a place that can't be written to is better named now than after the work

@@ -17,15 +17,16 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
-from app import drain, logs, problems
-from app.admission import Admission
-from app.dependencies import Resources, opened
 from app.errors import UsageError
-from app.guard import Guard
-from app.limits import Limits
-from app.middleware import Counted, Outermost, Traced
-from app.protocol import Protocol
-from app.routes import collections, enroll, search, service, verify
+from app.http import logs, problems
+from app.http.admission import Admission
+from app.http.guard import Guard
+from app.http.limits import Limits
+from app.http.middleware import Counted, Outermost, Traced
+from app.http.protocol import Protocol
+from app.http.routes import collections, enroll, search, service, verify
+from app.serving import drain
+from app.serving.resources import Resources, opened
 from app.settings import Settings, read_settings
 
 # What a multipart body holds besides its images.

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.checkpoint.runtimes import RuntimeName
 from app.errors import UsageError
-from app.image import HEIF, MAX_BYTES, MAX_PIXELS, SERVED_FORMATS
-from app.limits import rate
-from app.runtimes import RuntimeName
+from app.http.limits import rate
+from app.image.policy import HEIF, MAX_BYTES, MAX_PIXELS, SERVED_FORMATS
 
 log = logging.getLogger("uvicorn.error")
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from app import checkpoint as format_1
-from app.bulk import BATCH, MAX_BYTES, MAX_PIXELS, embed_all, threads
-from app.encoder import Encoder
-from app.folder_import import import_folder
-from app.image import decode
-from app.models import Loaded
-from app.originals import Originals
-from app.sqlite import SQLite
+from app.checkpoint import format as format_1
+from app.checkpoint.bulk import BATCH, MAX_BYTES, MAX_PIXELS, embed_all, threads
+from app.checkpoint.encoder import Encoder
+from app.database.sqlite import SQLite
+from app.gallery.encoders import Loaded
+from app.gallery.originals import Originals
+from app.image.policy import decode
+from app.maintenance.import_folder import import_folder
 
 TURNS = 3
 

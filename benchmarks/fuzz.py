@@ -57,7 +57,7 @@ def pictures() -> Iterator[bytes]:
     """Small ones in every format that is served: grey, colour, transparent, several frames."""
     from PIL import Image
 
-    from app.image import HEIF, SERVED_FORMATS
+    from app.image.policy import HEIF, SERVED_FORMATS
 
     formats = list(SERVED_FORMATS)
     if HAS_HEIC:
@@ -77,9 +77,9 @@ def work(seeds: str, state_file: Path, findings: Path, seconds: float) -> None:
     """Fuzz in this process until so many seconds of its processor time are used."""
     import atheris
 
-    with atheris.instrument_imports(include=["PIL", "app.image", "pillow_heif"]):
+    with atheris.instrument_imports(include=["PIL", "app.image.policy", "pillow_heif"]):
         from app.errors import ImageError
-        from app.image import HEIF, SERVED_FORMATS, Preprocessing, decode
+        from app.image.policy import HEIF, SERVED_FORMATS, Preprocessing, decode
 
         for plugin in PLUGINS:
             importlib.import_module(f"PIL.{plugin}ImagePlugin")

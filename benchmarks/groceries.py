@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import verdicts
 from training.recipe import Recipe
-from training.train import Options, train
+from training.run.train import Options, train
 
 HELD, PARTS = 30, ("train", "val", "test")
 RECIPE = Recipe(

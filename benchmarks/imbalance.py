@@ -15,18 +15,18 @@ from statistics import mean
 import numpy as np
 import torch
 
-from training import fit as loop
-from training import health
-from training.augment import KINDS, apply, draw
-from training.batches import Batches, Int
 from training.calibration.pairs import count_pairs
 from training.calibration.rates import equal_error_rates
-from training.dataset import Dataset, read_dataset
+from training.data.augment import KINDS, apply, draw
+from training.data.batches import Batches, Int
+from training.data.dataset import Dataset, read_dataset
 from training.export import embed
-from training.network import Encoder, build, to_float
-from training.processes import open_fabric
+from training.network.network import Encoder, build, to_float
 from training.recipe import Recipe
-from training.train import architecture_of
+from training.run import fit as loop
+from training.run import health
+from training.run.processes import open_fabric
+from training.run.train import architecture_of
 
 SEEDS, MANY, FEW = 5, 500, 5
 RECIPE = Recipe(image_size=32, channels=1, aspect="pad", augment="lines", width=0.5, epochs=1, identities_per_batch=16)

@@ -20,11 +20,11 @@ from pathlib import Path
 from PIL import AvifImagePlugin, Image, ImageOps
 from tqdm import tqdm
 
-from app.decoder import IDLE_SECONDS, Decoder
-from app.image import HEIF, Preprocessing, decode
-from app.isolation import DecoderProcess
+from app.image.decoder import IDLE_SECONDS, Decoder
+from app.image.policy import HEIF, Preprocessing, decode
+from app.image.sandbox import DecoderProcess
+from app.image.suspects import is_suspect
 from app.settings import Settings
-from app.suspects import is_suspect
 
 M_MMAP_THRESHOLD = -3  # from malloc.h
 VGA = (640, 480)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app import checkpoint
-from app.matching import distances
+from app.checkpoint import format as checkpoint
+from app.checkpoint.matching import distances
 from training.evaluate import embed_folder, open_encoder
 
 

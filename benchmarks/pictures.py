@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from app.errors import ImageError
-from app.image import Preprocessing, decode
+from app.image.policy import Preprocessing, decode
 from benchmarks.load import body
 
 QUALITY = 90

@@ -19,10 +19,10 @@ from fastapi import Depends, FastAPI, Request, Response
 from starlette.types import Receive, Scope, Send
 from tqdm import tqdm
 
-from app import checkpoint
-from app.encoder import Encoder
-from app.forms import VerifyForm, read
-from app.protocol import Protocol
+from app.checkpoint import format as checkpoint
+from app.checkpoint.encoder import Encoder
+from app.http.protocol import Protocol
+from app.http.routes.forms import VerifyForm, read
 from benchmarks import pictures
 from benchmarks.load import wrk
 from benchmarks.service import free_port, serve, start

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app import checkpoint
+from app.checkpoint import format as checkpoint
 from benchmarks import overload, profile, runtimes, speed
 from benchmarks.one_shot import one_shot
 from training.evaluate import evaluate_folder

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app import checkpoint
-from app.image import ImageU8
-from app.matching import decide
-from app.runtimes import OnnxRuntime, Session, open_session
-from training.dataset import Dataset, read_dataset
+from app.checkpoint import format as checkpoint
+from app.checkpoint.matching import decide
+from app.checkpoint.runtimes import OnnxRuntime, Session, open_session
+from app.image.policy import ImageU8
+from training.data.dataset import Dataset, read_dataset
 
 PAIRS = 10_000
 BATCH = 64

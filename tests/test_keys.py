@@ -12,7 +12,7 @@ import httpx
 import pytest
 from conftest import GOLDEN, Serve, Service, assert_problem, diptych, drawings
 
-from app.guard import OPEN, UNLISTED, scope_of
+from app.http.guard import OPEN, UNLISTED, scope_of
 
 A = drawings("Angelic/character01")
 

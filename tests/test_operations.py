@@ -361,12 +361,12 @@ def test_an_interrupted_migration_goes_on_where_it_was(
     serve: Serve, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after half of it: the old encoder answers as before, and the same command embeds the other half."""
-    from app import checkpoint as format_1
-    from app import migrate
-    from app.encoder import Encoder
-    from app.models import Loaded
-    from app.originals import Originals
-    from app.sqlite import SQLite
+    from app.checkpoint import format as format_1
+    from app.checkpoint.encoder import Encoder
+    from app.database.sqlite import SQLite
+    from app.gallery.encoders import Loaded
+    from app.gallery.originals import Originals
+    from app.maintenance import migrate
 
     service = serve(keep_images="yes")
     enroll_three(service)

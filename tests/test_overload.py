@@ -13,7 +13,7 @@ import httpx
 import pytest
 from conftest import GOLDEN, Serve, Service, assert_problem, drawings
 
-from app.protocol import HEAD_BYTES, HEAD_SECONDS
+from app.http.protocol import HEAD_BYTES, HEAD_SECONDS
 
 A = drawings("Angelic/character01")
 HEAD = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"

@@ -11,8 +11,8 @@ from conftest import Serve
 
 from app import errors
 from app.cli import cli
+from app.http.problems import _HTTP_CODES
 from app.main import create_app
-from app.problems import _HTTP_CODES
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -70,17 +70,17 @@ def test_error_codes_are_those_of_the_readme() -> None:
     assert listed == raised | set(_HTTP_CODES.items())
 
 
-def test_files_in_the_table_of_files_exist() -> None:
-    """Both halves; every room is listed."""
-    table = README[README.index("| `app/` |") : README.index("A checkpoint is a directory")]
-    for half, column in (("app", 1), ("training", 3)):
-        listed: set[str] = set()
-        for row in table.splitlines()[2:]:
-            if row.startswith("|"):
-                listed |= set(re.findall(r"`([a-z_]+/?)`", row.split("|")[column]))
-        rooms = {path.stem for path in (ROOT / half).glob("*.py")} - {"__init__"}
-        rooms |= {f"{path.parent.name}/" for path in (ROOT / half).glob("*/__init__.py")}
-        assert listed == rooms
+def test_the_rooms_are_those_of_the_readme() -> None:
+    """Every room of both halves has a line, and every line is about something that exists."""
+    table = README[README.index("| room | holds |") : README.index("A checkpoint is a directory")]
+    listed = set(re.findall(r"`((?:app|training)/[a-z]+(?:/|\.py))`", table))
+    rooms = {
+        f"{path.parent.relative_to(ROOT)}/"
+        for half in ("app", "training")
+        for path in (ROOT / half).glob("*/__init__.py")
+    }
+    assert {name for name in listed if name.endswith("/")} == rooms
+    assert all((ROOT / name).exists() for name in listed)
 
 
 def test_the_readmes_requests_work_as_they_stand(serve: Serve) -> None:

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 import click
 import numpy as np
 
-from app import checkpoint as format_1
-from app.checkpoint import Checkpoint
-from app.encoder import RuntimeName
+from app.checkpoint import format as format_1
+from app.checkpoint.encoder import RuntimeName
+from app.checkpoint.format import Checkpoint
 from app.errors import TrainingFailed, UsageError
-from app.image import Preprocessing
-from training.dataset import image_files
+from app.image.policy import Preprocessing
+from training.data.dataset import image_files
 from training.options import Finite, WithSections, recipe_options
 from training.recipe import read_recipe
 
@@ -83,9 +83,9 @@ def train(
     try:
         import torch
 
-        from training.resume import STATE
-        from training.train import Options
-        from training.train import train as run
+        from training.run.resume import STATE
+        from training.run.train import Options
+        from training.run.train import train as run
     except ModuleNotFoundError as missing:
         raise UsageError(
             f"Training is not installed ({missing.name} is missing): `make env-training`, or install diptych[training]."
@@ -134,8 +134,8 @@ def lint(data: Path, checkpoint: str | None, strict: bool, quiet: bool) -> None:
     Exits with 0 if training would take the data, with 1 if it would refuse, with 2 on a mistake.
     """
     from training import evaluate as stage
-    from training.dataset import read_dataset
-    from training.lint import look
+    from training.data.dataset import read_dataset
+    from training.data.lint import look
 
     encoder = None if checkpoint is None else stage.open_encoder(format_1.load(checkpoint))
     dataset = read_dataset(data, THUMBNAILS if encoder is None else encoder.preprocessing, progress=not quiet)

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from app import checkpoint as format_1
-from app.checkpoint import Checkpoint
-from app.encoder import Encoder, RuntimeName
+from app.checkpoint import format as format_1
+from app.checkpoint.encoder import Encoder, RuntimeName
+from app.checkpoint.format import Checkpoint
+from app.checkpoint.matching import EmbeddingsF32, distances
 from app.errors import UsageError
-from app.image import ImageU8
-from app.matching import EmbeddingsF32, distances
+from app.image.policy import ImageU8
 from training.calibration import calibrate as verdicts
 from training.calibration import rates
 from training.calibration.calibrate import Sample
 from training.calibration.pairs import Int, PairCounts, count_listed_pairs, count_pairs
 from training.calibration.points import Unit
-from training.dataset import (
+from training.data.dataset import (
     Dataset,
     decode_files,
     image_files,

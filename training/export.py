@@ -17,15 +17,15 @@ from onnxscript import optimizer
 from safetensors.torch import save
 from torch import Tensor
 
-from app import checkpoint as format_1
-from app.checkpoint import ONNX, WEIGHTS, Architecture, Checkpoint, DatasetFacts, Description, Runtime, Split
+from app.checkpoint import format as format_1
+from app.checkpoint.format import ONNX, WEIGHTS, Architecture, Checkpoint, DatasetFacts, Description, Runtime, Split
+from app.checkpoint.matching import EmbeddingsF32
 from app.errors import TrainingFailed
-from app.image import ImageU8, Preprocessing
-from app.matching import EmbeddingsF32
+from app.image.policy import ImageU8, Preprocessing
 from training.calibration.calibrate import Sample, calibrate
 from training.calibration.pairs import Int
-from training.dataset import Dataset, SplitName
-from training.network import Encoder
+from training.data.dataset import Dataset, SplitName
+from training.network.network import Encoder
 from training.recipe import Recipe
 
 # The largest difference in distance, between training's network and the exported one, that passes.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import UsageError
-from app.image import Aspect, Preprocessing
+from app.image.policy import Aspect, Preprocessing
 
 Backbone = Literal[
     "compact",

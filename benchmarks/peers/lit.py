@@ -15,9 +15,9 @@ import onnxruntime as ort
 from fastapi import Request
 from PIL import Image
 
-from app import checkpoint
-from app.checkpoint import Checkpoint
-from app.image import ImageU8, decode
+from app.checkpoint import format as checkpoint
+from app.checkpoint.format import Checkpoint
+from app.image.policy import ImageU8, decode
 
 
 class Verify(litserve.LitAPI):  # type: ignore[misc]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision import transforms
 
-from app import checkpoint
-from training.network import build
+from app.checkpoint import format as checkpoint
+from training.network.network import build
 
 
 def create_app(name: str) -> FastAPI:

@@ -9,10 +9,10 @@ from conftest import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import checkpoint as format_1
-from app.calibration import Calibration, probability
+from app.checkpoint import format as format_1
+from app.checkpoint.calibration import Calibration, probability
+from app.checkpoint.matching import Threshold
 from app.errors import ConflictingFields, InvalidRequest, NotSupported
-from app.matching import Threshold
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pytest
 from conftest import GOLDEN, drawings
 from safetensors.numpy import load_file
 
-from app import checkpoint as format_1
-from app.checkpoint import HASHED, Checkpoint
-from app.encoder import Encoder
+from app.checkpoint import format as format_1
+from app.checkpoint.encoder import Encoder
+from app.checkpoint.format import HASHED, Checkpoint
 from app.errors import CheckpointError
-from app.image import Preprocessing, decode
+from app.image.policy import Preprocessing, decode
 
 
 @pytest.fixture

@@ -14,14 +14,17 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from app import gallery, migrate, models, references
-from app.database import REVISIONS, SCHEMA, Database
+from app.database.postgres import PostgreSQL
+from app.database.sqlite import SQLite
+from app.database.tables import change, embedding, leftover, reference, tables
+from app.database.transactions import REVISIONS, SCHEMA, Database
 from app.errors import GalleryDamaged, ModelMismatch, StorageUnavailable, UsageError
-from app.models import Loaded
-from app.postgres import PostgreSQL
-from app.references import NewReference
-from app.sqlite import SQLite
-from app.tables import change, embedding, leftover, reference, tables
+from app.gallery import collections as gallery
+from app.gallery import encoders as models
+from app.gallery import references
+from app.gallery.encoders import Loaded
+from app.gallery.references import NewReference
+from app.maintenance import migrate
 
 EARLIER = Path(__file__).parent.parent / "data" / "galleries"
 LOADED = Loaded("model", 4, "")
@@ -63,7 +66,7 @@ def test_migrations_make_the_tables_that_the_code_uses(database: Database) -> No
         found = [one for one in compare_metadata(context, tables) if getattr(one[-1], "name", "") not in ours]
     assert found == []
     config = Config()
-    config.set_main_option("script_location", "app:migrations")
+    config.set_main_option("script_location", "app.database:migrations")
     config.set_main_option("path_separator", "os")
     assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA
 

@@ -17,9 +17,9 @@ import pytest
 from conftest import drawings
 from PIL import Image
 
-from app.decoder import IMAGES_OF_A_PROCESS, Decoder
 from app.errors import BlankImage, DamagedImage, TooManyPixels
-from app.image import HEIF, SERVED_FORMATS, ImageU8, Preprocessing, decode
+from app.image.decoder import IMAGES_OF_A_PROCESS, Decoder
+from app.image.policy import HEIF, SERVED_FORMATS, ImageU8, Preprocessing, decode
 from app.settings import Settings
 
 pillow_heif.register_heif_opener()
@@ -70,7 +70,7 @@ def pids() -> set[int]:
     for listed in Path("/proc/self/task").glob("*/children"):
         for pid in listed.read_text().split():
             with suppress(OSError):
-                if b"app.decoder_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"app.image.child" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     found.add(int(pid))
     return found
 
@@ -188,7 +188,7 @@ def test_a_process_without_work_ends_and_is_replaced(
     made: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Just before it is asked, too."""
-    monkeypatch.setattr("app.decoder.IDLE_SECONDS", 0.02)
+    monkeypatch.setattr("app.image.decoder.IDLE_SECONDS", 0.02)
     before, decoder = pids(), made()
     for wait in np.linspace(0.01, 0.03, 20):
         assert run(decoder, encoded(picture(), "GIF")).shape == (48, 48, 1)
@@ -225,7 +225,7 @@ def test_a_process_can_reach_nothing(tmp_path: Path, threads: bool) -> None:
     here.write_text("x")
     attempts = f"""
 import os, socket, subprocess
-from app.confinement import confine
+from app.image.confinement import confine
 confine(64, threads={threads})
 for attempt in (
     lambda: open({str(here)!r}),
@@ -256,9 +256,9 @@ def test_every_format_is_decoded_by_an_ordinary_user(tmp_path: Path, kind: str) 
     (tmp_path / "image").write_bytes(encoded(picture(), kind))
     script = f"""
 import os, sys
-from app.confinement import confine
-from app.decoder_process import _load
-from app.image import Preprocessing, decode
+from app.image.confinement import confine
+from app.image.child import _load
+from app.image.policy import Preprocessing, decode
 data = open(sys.argv[1], "rb").read()
 _load(heic={kind == HEIF})
 if os.getuid() == 0:
@@ -286,8 +286,8 @@ def test_a_process_ends_with_its_parent() -> None:
     script = """
 import io, os, signal
 from PIL import Image
-from app.decoder import Decoder
-from app.image import Preprocessing
+from app.image.decoder import Decoder
+from app.image.policy import Preprocessing
 from app.settings import Settings
 buffer = io.BytesIO()
 Image.linear_gradient("L").save(buffer, "GIF")

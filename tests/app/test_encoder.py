@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import EVALUATION, GOLDEN
 
-from app import checkpoint as format_1
-from app.encoder import Encoder
-from app.image import decode
+from app.checkpoint import format as format_1
+from app.checkpoint.encoder import Encoder
+from app.image.policy import decode
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def test_an_image_embeds_alike_whatever_batch_it_comes_in(encoder: Encoder) -> N
 def test_the_runtime_reports_to_nobody(tmp_path: Path) -> None:
     """ONNX Runtime's telemetry keeps a store in the user's cache when it is on; with ours there is none."""
     script = f"""
-from app import checkpoint
-from app.encoder import Encoder
+from app.checkpoint import format as checkpoint
+from app.checkpoint.encoder import Encoder
 Encoder(checkpoint.load({str(GOLDEN)!r})).warm_up()
 """
     # CI machines are spared by the telemetry itself, which would make this test idle there.

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app import gallery, references
-from app.database import Database
+from app.database.sqlite import SQLite
+from app.database.transactions import Database
 from app.errors import UsageError
-from app.export import export
-from app.import_export import import_export
-from app.models import Loaded
-from app.originals import Originals
-from app.references import NewReference
-from app.sqlite import SQLite
+from app.gallery import collections as gallery
+from app.gallery import references
+from app.gallery.encoders import Loaded
+from app.gallery.originals import Originals
+from app.gallery.references import NewReference
+from app.maintenance.export import export
+from app.maintenance.import_jsonl import import_export
 
 LOADED = Loaded("model", 4, "")
 

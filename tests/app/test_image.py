@@ -22,7 +22,7 @@ from app.errors import (
     TooManyPixels,
     UnsupportedFormat,
 )
-from app.image import HEIF, SERVED_FORMATS, Preprocessing, _depth, claimed_format, decode
+from app.image.policy import HEIF, SERVED_FORMATS, Preprocessing, _depth, claimed_format, decode
 
 GREY = Preprocessing(height=48, width=48, channels=1, aspect="pad")
 COLOUR = Preprocessing(height=48, width=64, channels=3, aspect="stretch")

@@ -10,16 +10,20 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import gallery, migrate, models, nearest, references, snapshots, vectors
-from app.database import Database
-from app.index import GalleryIndex
-from app.matching import distances
-from app.models import Loaded
-from app.nearest import ByFaiss, ByPgvector, Proposer
-from app.postgres import PostgreSQL
-from app.references import NewReference
-from app.sqlite import SQLite
-from app.tables import embedding, reference
+from app.checkpoint.matching import distances
+from app.database.postgres import PostgreSQL
+from app.database.sqlite import SQLite
+from app.database.tables import embedding, reference
+from app.database.transactions import Database
+from app.gallery import collections as gallery
+from app.gallery import encoders as models
+from app.gallery import references
+from app.gallery.encoders import Loaded
+from app.gallery.references import NewReference
+from app.maintenance import migrate
+from app.search import nearest, snapshots, vectors
+from app.search.index import GalleryIndex
+from app.search.nearest import ByFaiss, ByPgvector, Proposer
 
 DIM = 8
 MODEL = "model"
@@ -308,7 +312,7 @@ Large = Callable[[], GalleryIndex]
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SQLite, Large]]:
     """A gallery of 2,000 identities, where 500 references count as many; each call opens another process's index."""
-    monkeypatch.setattr("app.index.EXACT_UP_TO", 500)
+    monkeypatch.setattr("app.search.index.EXACT_UP_TO", 500)
     monkeypatch.setattr(vectors, "EXACT_UP_TO", 500)
     rng = np.random.default_rng(0)
     database = SQLite(tmp_path / "gallery.db")
@@ -386,7 +390,7 @@ def test_another_process_adopts_what_one_has_built(
     one, other = open_index(), open_index()
     agrees(other, database, 1)
     one.tend(1)
-    monkeypatch.setattr("app.index.build", None)
+    monkeypatch.setattr("app.search.index.build", None)
     other.tend(1)
     assert kind(other) is vectors.Approximate
     agrees(other, database, 3)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.matching import decide, distance, distances, fpir
+from app.checkpoint.matching import decide, distance, distances, fpir
 
 
 def unit(seed: int, count: int = 1) -> np.ndarray:

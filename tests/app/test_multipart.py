@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import MalformedRequest
-from app.multipart import MAX_FIELD_BYTES, Part, Parts, Upload
+from app.http.routes.multipart import MAX_FIELD_BYTES, Part, Parts, Upload
 
 CONTENT_TYPE = "multipart/form-data; boundary=xyz"
 

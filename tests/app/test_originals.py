@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app import gallery, references
+from app.database.sqlite import SQLite
 from app.errors import StorageUnavailable, UsageError
-from app.models import Loaded
-from app.originals import Originals
-from app.references import NewReference
+from app.gallery import collections as gallery
+from app.gallery import references
+from app.gallery.encoders import Loaded
+from app.gallery.originals import Originals
+from app.gallery.references import NewReference
 from app.settings import read_settings
-from app.sqlite import SQLite
 
 
 def enroll(database: SQLite, identity: str, original_id: str | None) -> None:

@@ -9,12 +9,12 @@ from contextlib import suppress
 import pytest
 from conftest import GOLDEN
 
-from app import checkpoint
-from app.encoder import Encoder
+from app.checkpoint import format as checkpoint
+from app.checkpoint.encoder import Encoder
 from app.errors import ImageError, Overloaded
-from app.metrics import Metrics
-from app.multipart import Upload
-from app.pipeline import Pipeline
+from app.http.routes.multipart import Upload
+from app.serving.metrics import Metrics
+from app.serving.pipeline import Pipeline
 from app.settings import Settings
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, drawings
 
-from app import checkpoint
-from app.encoder import Encoder, RuntimeName
-from app.image import decode
-from app.matching import distance
+from app.checkpoint import format as checkpoint
+from app.checkpoint.encoder import Encoder, RuntimeName
+from app.checkpoint.matching import distance
+from app.image.policy import decode
 
 RUNTIMES: list[tuple[RuntimeName, float]] = [("openvino", 1e-5), ("openvino-bf16", 0.02)]
 
@@ -40,8 +40,8 @@ def test_another_runtime_gives_nearly_the_same_distances(runtime: RuntimeName, m
 def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
     """Its telemetry leaves a file in the user's home and starts a process that sends; with ours there is neither."""
     script = f"""
-from app import checkpoint
-from app.encoder import Encoder
+from app.checkpoint import format as checkpoint
+from app.checkpoint.encoder import Encoder
 Encoder(checkpoint.load({str(GOLDEN)!r}), 1, "openvino").warm_up()
 import multiprocessing, sys
 assert sys.modules["openvino_telemetry"] is None and not multiprocessing.active_children()

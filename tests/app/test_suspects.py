@@ -9,8 +9,8 @@ import pytest
 from conftest import drawings
 from PIL import Image
 
-from app.image import HEIF, SERVED_FORMATS
-from app.suspects import MOST_CHUNKS, MOST_SCANS, MOST_SEGMENTS, is_suspect
+from app.image.policy import HEIF, SERVED_FORMATS
+from app.image.suspects import MOST_CHUNKS, MOST_SCANS, MOST_SEGMENTS, is_suspect
 
 
 def encoded(kind: str, **options: object) -> bytes:

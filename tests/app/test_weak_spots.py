@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from conftest import Serve, diptych, drawings
 
-from app.weak_spots import Enrolled, look
+from app.search.weak_spots import Enrolled, look
 
 
 def enrolled(identity: str, angle: float, number: int = 0) -> Enrolled:

@@ -9,8 +9,8 @@ from conftest import BACKGROUND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.image import Preprocessing, decode
-from training.augment import KINDS, Augmentation, apply, draw
+from app.image.policy import Preprocessing, decode
+from training.data.augment import KINDS, Augmentation, apply, draw
 
 
 def pictures(channels: int = 1, count: int = 8) -> torch.Tensor:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import UsageError
-from app.image import Preprocessing
-from training.batches import Balance, Batches
-from training.dataset import Dataset, read_dataset, split_identities
+from app.image.policy import Preprocessing
+from training.data.batches import Balance, Batches
+from training.data.dataset import Dataset, read_dataset, split_identities
 
 SMALL = Preprocessing(16, 16, 1, "pad")
 

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import training.train
-from app import checkpoint as format_1
+import training.run.train
+from app.checkpoint import format as format_1
 from app.errors import TrainingFailed, UsageError
-from training import health
-from training.fit import schedule
-from training.network import build
+from training.network.network import build
 from training.recipe import Recipe
-from training.resume import Progress
-from training.train import Options
+from training.run import health
+from training.run.fit import schedule
+from training.run.resume import Progress
+from training.run.train import Options
 
 SMALL = ("--width", "0.25", "--image-size", "16", "--threads", "1", "--calibration-share", "0.3", "--test-share", "0.3")
 RECIPE = Recipe(width=0.25, image_size=16, threads=1, calibration_share=0.3, test_share=0.3)

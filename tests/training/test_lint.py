@@ -7,10 +7,10 @@ import pytest
 from conftest import BACKGROUND, diptych, drawings
 from PIL import Image, ImageDraw
 
-from app import checkpoint as format_1
+from app.checkpoint import format as format_1
 from app.errors import UsageError
-from training import train as stage
 from training.recipe import Recipe
+from training.run import train as stage
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.loss import centre_loss, contrastive_loss, mine, pair_distances, supervised_loss
+from training.run.loss import centre_loss, contrastive_loss, mine, pair_distances, supervised_loss
 
 
 def unit(points: list[list[float]]) -> torch.Tensor:

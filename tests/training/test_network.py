@@ -9,16 +9,16 @@ from conftest import BACKGROUND, GOLDEN
 from safetensors.torch import save_file
 from torchvision import models
 
-from app import checkpoint as format_1
-from app.checkpoint import Architecture
+from app.checkpoint import format as format_1
+from app.checkpoint.format import Architecture
 from app.errors import UsageError
-from app.image import Preprocessing, decode
-from training.backbones import TorchvisionEncoder
+from app.image.policy import Preprocessing, decode
 from training.export import check_parity, round_weights, write_encoder
-from training.network import Encoder, build
+from training.network.backbones import TorchvisionEncoder
+from training.network.network import Encoder, build
+from training.network.weights import check_weights, load_weights
 from training.recipe import Recipe
-from training.train import Options, train
-from training.weights import check_weights, load_weights
+from training.run.train import Options, train
 
 NAMES = ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "resnet18", "resnet50", "convnext_tiny")
 

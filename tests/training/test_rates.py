@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
-from app.matching import decide
+from app.checkpoint.matching import decide
 from training.calibration import bootstrap, galleries, pairs, points
 from training.calibration import rates as c
 from training.calibration.calibrate import Sample

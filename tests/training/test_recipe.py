@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.errors import UsageError
 from training.cli import train
-from training.look import settle
+from training.data.look import settle
 from training.recipe import Recipe, read_recipe
 
 

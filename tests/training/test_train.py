@@ -12,14 +12,14 @@ import pytest
 from conftest import BACKGROUND, EVALUATION, GOLDEN, diptych, drawings
 from safetensors.torch import load_file
 
-from app import checkpoint as format_1
-from app.encoder import Encoder
+from app.checkpoint import format as format_1
+from app.checkpoint.encoder import Encoder
 from app.errors import TrainingFailed
-from app.image import decode
+from app.image.policy import decode
 from training.export import check_parity, embed, round_weights, write_encoder
-from training.network import build
+from training.network.network import build
 from training.recipe import Recipe
-from training.train import Options, train
+from training.run.train import Options, train
 
 
 def test_training_writes_a_checkpoint_that_serves(trained: Path) -> None:

@@ -10,7 +10,7 @@ from lir.metrics import cllr as their_cllr
 from lir.metrics import cllr_min as their_cllr_min
 from sklearn.linear_model import LogisticRegression
 
-from app.matching import fpir
+from app.checkpoint.matching import fpir
 from training.calibration import bootstrap, likelihood
 from training.calibration import calibrate as whole
 from training.calibration.calibrate import Sample, calibrate

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app import checkpoint as format_1
-from app.checkpoint import CalibrationFacts
+from app.checkpoint import format as format_1
+from app.checkpoint.format import CalibrationFacts
 from training.calibration import bootstrap, likelihood, rates
 from training.calibration.claims import claims, count_claims
 from training.calibration.galleries import spread

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from app.matching import MAX_DISTANCE
+from app.checkpoint.matching import MAX_DISTANCE
 from training.calibration.pairs import STEPS, Float, Int, Labelled, PairCounts, grid_index, normalised
 
 # Sets of references drawn from an identity, at most: more images than this add little, and cost memory.

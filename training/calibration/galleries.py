@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.matching import fpir
+from app.checkpoint.matching import fpir
 from training.calibration.claims import claims
 from training.calibration.pairs import STEPS, Float, Labelled, grid_index
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.matching import MAX_DISTANCE, EmbeddingsF32
+from app.checkpoint.matching import MAX_DISTANCE, EmbeddingsF32
 
 STEPS = 20_000
 GRID: NDArray[np.float64] = np.linspace(0.0, MAX_DISTANCE, STEPS + 1)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from app.matching import OperatingPoint
+from app.checkpoint.matching import OperatingPoint
 from training.calibration import bootstrap, rates
 from training.calibration.claims import claims
 from training.calibration.pairs import Float, Int, Labelled, PairCounts

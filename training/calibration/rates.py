@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from app.matching import MAX_DISTANCE
+from app.checkpoint.matching import MAX_DISTANCE
 from training.calibration.pairs import GRID, STEPS, Float, PairCounts
 
 # A rate is promised only if at least so many false matches, from so many pairs of identities, carry it.

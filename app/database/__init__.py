@@ -1,0 +1,1 @@
+"""Transactions, and what each database does its own way."""

@@ -1,0 +1,227 @@
+"""The gallery's tables, the same in SQLite and PostgreSQL. Keys are never used twice: a cached one can only mean what
+it meant."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from pgvector.sqlalchemy import VECTOR
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
+
+from app.checkpoint.matching import EmbeddingsF32
+from app.errors import GalleryDamaged
+
+CRC_BYTES, CRC_RESIDUE = 4, 0x2144DF1C
+SENT_HEAD = 4  # its number of dimensions, and two bytes unused
+
+tables = sa.MetaData()
+
+
+class _Vector(VECTOR):
+    """pgvector's, whose results are read by `Embedding`."""
+
+    cache_ok = True
+
+    def result_processor(self, dialect: sa.Dialect, coltype: Any) -> Any:
+        return None
+
+
+class Embedding(sa.TypeDecorator[EmbeddingsF32]):
+    """A float32 embedding `[D]`: pgvector's `vector` in PostgreSQL; its bytes and their CRC-32 in SQLite, whose pages
+    carry no checksums. Reading raises `GalleryDamaged` if they disagree."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(_Vector() if dialect.name == "postgresql" else sa.LargeBinary())
+
+    def process_bind_param(self, value: EmbeddingsF32 | None, dialect: sa.Dialect) -> Any:
+        return value if value is None or dialect.name == "postgresql" else packed(value)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> EmbeddingsF32 | None:
+        if value is None:
+            return None
+        if dialect.name == "postgresql":
+            return np.frombuffer(value, dtype=">f4", offset=SENT_HEAD).astype(np.float32)
+        embedding_D: EmbeddingsF32 = unpacked([value])[0]
+        return embedding_D
+
+    def column_expression(self, column: Any) -> Any:
+        return _Sent(column, type_=self)
+
+
+class _Sent(sa.sql.functions.FunctionElement[Any]):
+    """A column of embeddings as it is read: PostgreSQL sends `vector` in binary, which is read ten times as fast."""
+
+    inherit_cache = True
+    name = "sent"
+
+    def __init__(self, column: Any, type_: Embedding) -> None:
+        super().__init__(column)
+        self.type = type_
+
+
+@compiles(_Sent)
+def _as_it_is(element: _Sent, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(next(iter(element.clauses)), **options))
+
+
+@compiles(_Sent, "postgresql")
+def _in_binary(element: _Sent, compiler: Any, **options: Any) -> str:
+    return f"vector_send({compiler.process(next(iter(element.clauses)), **options)})"
+
+
+def packed(embedding_D: EmbeddingsF32) -> bytes:
+    """Little-endian float32 numbers and the CRC-32 of their bytes."""
+    numbers = np.ascontiguousarray(embedding_D, dtype="<f4").tobytes()
+    return numbers + zlib.crc32(numbers).to_bytes(CRC_BYTES, "little")
+
+
+def unpacked(stored: Sequence[bytes]) -> EmbeddingsF32:
+    """Embeddings `[N, D]`. Raises `GalleryDamaged` where what is stored is not what was written."""
+    words_NW = np.frombuffer(b"".join(stored), dtype="<u4").reshape(len(stored), -1)
+    # The CRC-32 of bytes followed by their own CRC-32 is the same for all bytes.
+    if any(zlib.crc32(one) != CRC_RESIDUE for one in stored):
+        raise GalleryDamaged(
+            "An embedding in the gallery's database is not what was written there. Stop the service and restore a "
+            "backup: diptych restore."
+        )
+    return words_NW[:, :-1].view("<f4")
+
+
+def _key() -> sa.Column[int]:
+    return sa.Column("key", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+
+
+def _points_to(table: str) -> sa.Column[int]:
+    return sa.Column(f"{table}_key", sa.BigInteger, sa.ForeignKey(f"{table}.key", ondelete="CASCADE"), nullable=False)
+
+
+# Encoders that the gallery has embeddings of. The active one answers; another is being prepared, or was left.
+model = sa.Table(
+    "model",
+    tables,
+    _key(),
+    sa.Column("model_id", sa.Text, nullable=False, unique=True),
+    sa.Column("embedding_dim", sa.Integer, nullable=False),
+    sa.Column("checkpoint", sa.Text, nullable=False),
+    sa.Column("active", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# `searchable_count` are the identities that have references. Counted as they come and go: counting a million rows
+# for each search would take longer than the search.
+collection = sa.Table(
+    "collection",
+    tables,
+    _key(),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("reference_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("searchable_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# A collection so named is deleted, and waits to be purged; no caller's name begins like that.
+DELETED = "\x7f"
+LIVE = ~collection.c.name.startswith(DELETED)
+
+identity = sa.Table(
+    "identity",
+    tables,
+    _key(),
+    _points_to("collection"),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("metadata", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+    sa.Column("reference_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.UniqueConstraint("collection_key", "name"),
+    sqlite_autoincrement=True,
+)
+
+# `original_id` names the kept image; null where none is kept.
+reference = sa.Table(
+    "reference",
+    tables,
+    _key(),
+    sa.Column("reference_id", sa.Text, nullable=False, unique=True),
+    _points_to("identity"),
+    sa.Column("collection_key", sa.BigInteger, nullable=False),
+    sa.Column("image_sha256", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("original_id", sa.Text),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.UniqueConstraint("identity_key", "image_sha256"),
+    sa.Index(
+        "reference_by_original",
+        "original_id",
+        sqlite_where=sa.text("original_id IS NOT NULL"),
+        postgresql_where=sa.text("original_id IS NOT NULL"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+# Apart from `reference`, so that a second encoder's embeddings can grow beside those that answer.
+embedding = sa.Table(
+    "embedding",
+    tables,
+    _key(),
+    _points_to("reference"),
+    _points_to("model"),
+    # Those of its reference: a search reads no other table for what it compares.
+    sa.Column("identity_key", sa.BigInteger, nullable=False),
+    sa.Column("collection_key", sa.BigInteger, nullable=False),
+    sa.Column("vector", Embedding, nullable=False),
+    sa.UniqueConstraint("reference_key", "model_key"),
+    sa.Index("embedding_by_collection", "model_key", "collection_key"),
+    sqlite_autoincrement=True,
+)
+
+# SQLite only: one row for each embedding that came or went, written by triggers, in the order of commits. Whoever
+# caches embeddings has seen everything up to some row, and reads on from there if that row is still the same: the
+# random token tells it from a row of another history, such as that after a backup was restored.
+change = sa.Table(
+    "change",
+    tables,
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    sa.Column("embedding_key", sa.Integer, nullable=False),
+    sa.Column("model_key", sa.Integer, nullable=False),
+    sa.Column("collection_key", sa.Integer, nullable=False),
+    sa.Column("identity_key", sa.Integer, nullable=False),
+    sa.Column("token", sa.LargeBinary, nullable=False, server_default=sa.text("(randomblob(8))")),
+    sqlite_autoincrement=True,
+)
+
+# Kept images whose reference is gone and that are not yet deleted.
+leftover = sa.Table("leftover", tables, sa.Column("original_id", sa.Text, primary_key=True))
+
+idempotency = sa.Table(
+    "idempotency",
+    tables,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("answer", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False, index=True),
+)
+
+# One row. Images in a bucket or a directory carry this name, since other galleries may keep theirs there too.
+about = sa.Table("about", tables, sa.Column("gallery_id", sa.Text, primary_key=True))
+
+# Whoever has one may use the service. `scopes` are a list; so are `collections`, null for all.
+api_key = sa.Table(
+    "api_key",
+    tables,
+    _key(),
+    sa.Column("key_id", sa.Text, nullable=False, unique=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("collections", sa.JSON(none_as_null=True)),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)

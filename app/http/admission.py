@@ -1,0 +1,135 @@
+"""What holds before a body is parsed: whether there is a place for it, its size, and the time that it may take.
+
+503  the encoder has no place for another request, or too many bytes are on their way  ->  at once, unparsed
+413  the body is larger than what is sent to this path may be                          ->  as soon as that shows
+408  the body does not arrive in time
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import DiptychError, Overloaded, RequestTooLarge, UploadTooSlow
+from app.http.problems import problem
+from app.serving.resources import Resources
+
+# Paths whose requests need the encoder.
+EMBEDDING = {"/verify", "/search", "/embed", "/enroll"}
+# A client that is still sending does not read. What is too large is read on and thrown away for so long.
+DRAIN_FACTOR = 2
+DRAIN_SECONDS = 10.0
+
+
+class Admission:
+    """Refuses requests, or lets them in and watches their bodies arrive.
+
+    `limit(path)` is how many bytes a body may have, `seconds` how long it may take, `most_held` how many bytes of all
+    bodies together are held; a request that is alone may have as many as its limit says.
+    """
+
+    def __init__(self, app: ASGIApp, limit: Callable[[str], int], seconds: float, most_held: int) -> None:
+        self.app = app
+        self._limit = limit
+        self._seconds = seconds
+        self._most_held = most_held
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers, path = Headers(scope=scope), path_of(scope)
+        said = headers.get("content-length", "0")
+        if said == "0" and "transfer-encoding" not in headers:
+            await self.app(scope, receive, send)
+            return
+        limit = self._limit(path)
+        resources: Resources = scope["state"]["resources"]
+        if not said.isdecimal() or int(said) > limit:
+            await refuse(_too_large(limit), limit, scope, receive, send)
+        elif path in EMBEDDING and resources.pipeline.is_full:
+            busy = Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
+            await refuse(busy, limit, scope, receive, send)
+        else:
+            await self._watched(limit, scope, receive, send)
+
+    async def _watched(self, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
+        received = 0
+        arrived = started = False
+        refusal: DiptychError | None = None
+
+        async def receive_counted() -> Message:
+            nonlocal received, arrived, refusal
+            message = await receive()
+            if arrived:
+                return message
+            arrived = not message.get("more_body", False)
+            if arrived:
+                clock.reschedule(None)
+            size = len(message.get("body", b""))
+            received += size
+            self._held += size
+            if received > limit:
+                refusal = _too_large(limit)
+            elif self._held > max(self._most_held, received):
+                refusal = Overloaded("Too many uploads are on their way. Try again in a moment.")
+            if refusal is not None:
+                if not arrived:
+                    await drain(receive, DRAIN_FACTOR * limit)
+                raise refusal
+            return message
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal started
+            if refusal is not None and not started:
+                return  # what the parser made of the interruption; the answer follows below
+            started = True
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._seconds) as clock:
+                await self.app(scope, receive_counted, send_unless_refused)
+        except TimeoutError:
+            if started or not clock.expired():
+                raise
+            refusal = UploadTooSlow(f"The body took longer than {self._seconds:g} seconds. Send it again, or less.")
+        except DiptychError as problem_of_body:
+            if started or problem_of_body is not refusal:
+                raise
+        finally:
+            self._held -= received
+        if refusal is not None and not started:
+            await problem(refusal, scope)(scope, receive, send)
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request's body has more than the {limit:,} bytes allowed here.")
+
+
+async def refuse(refusal: DiptychError, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request whose body nobody wants; one that waits to be asked for it (`Expect`) is not asked."""
+    answer = problem(refusal, scope)
+    if "expect" in Headers(scope=scope):
+        answer.headers["Connection"] = "close"
+    else:
+        await drain(receive, DRAIN_FACTOR * limit)
+    await answer(scope, receive, send)
+
+
+def path_of(scope: Scope) -> str:
+    """The path as routes have it, behind a proxy that serves it under another one (`root_path`)."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+async def drain(receive: Receive, at_most: int) -> None:
+    """Read on for a while what is not wanted: a client that is still sending does not read the answer."""
+    read, more = 0, True
+    with anyio.move_on_after(DRAIN_SECONDS):
+        while more and read <= at_most:
+            message = await receive()
+            read += len(message.get("body", b""))
+            more = message["type"] == "http.request" and message.get("more_body", False)

@@ -1,0 +1,223 @@
+"""`diptych backup` and `restore`: a gallery in SQLite, copied whole while it is in use.
+
+A backup is a directory: the database as it was at one moment, the images kept in the data directory, and a
+manifest that names them and hashes the database.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import pysqlite3
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm import tqdm
+
+from app.database.sqlite import RESTORING, SQLite, in_use
+from app.database.tables import api_key, embedding, model, reference
+from app.errors import UsageError
+from app.gallery.collections import purge
+from app.gallery.originals import DIRECTORY, Directory, sync
+
+MANIFEST, DATABASE = "backup.json", "diptych.db"
+
+
+class Manifest(BaseModel):
+    """What a backup says of itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["diptych-backup"] = "diptych-backup"
+    version: Literal[1] = 1
+    created_at: str
+    sha256: str
+    references: int
+    images: int
+    images_elsewhere: int
+    model_id: str | None
+
+
+def back_up(database: SQLite, data_dir: Path, to: Path, *, progress: bool) -> Manifest:
+    """Write a backup to the new directory `to`; the service may enroll and delete meanwhile.
+
+    It is checked before it counts as one. Raises `UsageError` where `to` exists or can't be written.
+    """
+    if to.exists():
+        raise UsageError(f"{to} exists. Give a new directory, such as one named after the day.")
+    while database.write(purge):  # what is deleted is in no backup
+        time.sleep(0.01)  # others have their turn
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        database.copy_to(partial / DATABASE)
+        manifest = _complete(partial, Directory(data_dir / DIRECTORY), progress=progress)
+        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        _sync_tree(partial)
+        partial.rename(to)
+        sync(to.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _complete(partial: Path, kept: Directory, *, progress: bool) -> Manifest:
+    """Check the copied database, and put the images beside it that its references name."""
+    copy = SQLite(partial / DATABASE)
+    try:
+        copy.check()
+        images, gone, elsewhere = 0, [], 0
+        with copy.read() as connection:
+            references = connection.scalar(sa.select(sa.func.count()).select_from(reference)) or 0
+            active = connection.scalar(sa.select(model.c.model_id).where(model.c.active))
+            stored = connection.scalars(sa.select(embedding.c.vector).execution_options(yield_per=10_000))
+            sum(1 for _ in stored)  # reading an embedding checks it
+            named = connection.scalars(sa.select(reference.c.original_id).where(reference.c.original_id.is_not(None)))
+            for original_id in tqdm(named, desc="images", unit="image", disable=None if progress else True):
+                if not original_id.startswith(kept.name + "-"):
+                    elsewhere += 1
+                elif _copied(kept.path(original_id), Directory(partial / DIRECTORY).path(original_id)):
+                    images += 1
+                else:
+                    gone.append(original_id)
+        for original_id in gone:  # deleted with its reference while the images were copied
+            forget = sa.update(reference).where(reference.c.original_id == original_id).values(original_id=None)
+            copy.write(lambda connection, forget=forget: connection.execute(forget))  # type: ignore[misc]
+        with copy.read() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        copy.close()
+    for leaving in partial.glob(f"{DATABASE}-*"):
+        leaving.unlink()
+    (partial / f"{DATABASE}.lock").unlink(missing_ok=True)
+    return Manifest(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        sha256=_sha256(partial / DATABASE),
+        references=references,
+        images=images,
+        images_elsewhere=elsewhere,
+        model_id=active,
+    )
+
+
+def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifest:
+    """Put a backup in the place of the gallery in the data directory `to`, which no process may have open.
+
+    What was there is moved aside, never deleted. Raises `UsageError` for what is no whole backup, or a gallery in use.
+    """
+    manifest = _manifest(backup)
+    database = to / DATABASE
+    if database.exists() and not replace:
+        raise UsageError(f"{database} exists. With --replace it is moved aside, and the backup takes its place.")
+    to.mkdir(parents=True, exist_ok=True)
+    held = in_use(database, exclusively=True)
+    incoming = to / RESTORING
+    try:
+        shutil.rmtree(incoming, ignore_errors=True)
+        incoming.mkdir()
+        shutil.copyfile(backup / DATABASE, incoming / DATABASE)
+        if (backup / DIRECTORY).is_dir():
+            files = [path for path in (backup / DIRECTORY).rglob("*") if path.is_file()]
+            for path in tqdm(files, desc="images", unit="image", disable=None if progress else True):
+                _copied(path, incoming / path.relative_to(backup))
+        _rename(incoming / DATABASE)
+        _carry_keys(database, incoming / DATABASE)
+        _sync_tree(incoming)
+        _move_aside(to)
+        # The database last: without it there is no gallery, and a start would make an empty one beside the images.
+        for name in (DIRECTORY, DATABASE):
+            if (incoming / name).exists():
+                (incoming / name).rename(to / name)
+        sync(to)
+        incoming.rmdir()
+    finally:
+        if held is not None:
+            held.close()
+    return manifest
+
+
+def _rename(incoming: Path) -> None:
+    """A name of its own for what it keeps from now on: images that came after the backup are not its orphans."""
+    connection = pysqlite3.connect(incoming)
+    try:
+        connection.execute("UPDATE about SET gallery_id = ?", (secrets.token_hex(8),))
+        connection.commit()
+    finally:
+        connection.close()
+
+
+def _carry_keys(there: Path, incoming: Path) -> None:
+    """Who may do what is not a matter of the past: the keys of the gallery that is replaced stay valid, and no others.
+
+    Where there is none, or it can't be read, those of the backup are.
+    """
+    if not there.exists():
+        return
+    source = pysqlite3.connect(there)
+    target = pysqlite3.connect(incoming)
+    try:
+        columns = ", ".join(column.name for column in api_key.columns)
+        found = source.execute(f"SELECT {columns} FROM api_key").fetchall()  # noqa: S608  names of ours
+        target.execute("DELETE FROM api_key")
+        target.executemany(f"INSERT INTO api_key ({columns}) VALUES ({', '.join('?' * len(api_key.columns))})", found)  # noqa: S608
+        target.commit()
+    except pysqlite3.Error:
+        target.rollback()
+    finally:
+        source.close()
+        target.close()
+
+
+def _move_aside(data_dir: Path) -> None:
+    aside = data_dir / f"replaced-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    # The database before its log: interrupted, there is no gallery rather than one that lacks its last commits.
+    for path in [*sorted(data_dir.glob(f"{DATABASE}*")), data_dir / DIRECTORY, data_dir / "index"]:
+        if path.exists() and not path.name.endswith(".lock"):
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / path.name)
+
+
+def _manifest(backup: Path) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json((backup / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{backup} is no backup: it has no {MANIFEST}.") from None
+    except ValidationError:
+        raise UsageError(f"{backup / MANIFEST} is damaged, or of a newer Diptych.") from None
+    if not (backup / DATABASE).is_file() or _sha256(backup / DATABASE) != manifest.sha256:
+        raise UsageError(f"{backup / DATABASE} is missing or altered: it is not what was backed up (sha256).")
+    images = sum(1 for path in (backup / DIRECTORY).rglob("*") if path.is_file())
+    if images != manifest.images:
+        raise UsageError(f"{backup} has {images:,} images; {manifest.images:,} were backed up.")
+    return manifest
+
+
+def _copied(source: Path, target: Path) -> bool:
+    """Whether it was there to copy. Images never change, so on one file system a link is as good."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        try:
+            os.link(source, target)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            shutil.copy2(source, target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in (*directory.rglob("*"), directory):
+        sync(path)

@@ -1,0 +1,100 @@
+"""`diptych export`: all of a gallery at one moment, to be read elsewhere or imported into another database."""
+
+import base64
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from tqdm import tqdm
+
+from app.database.tables import LIVE, collection, embedding, identity, reference
+from app.database.transactions import Database
+from app.errors import UsageError
+from app.gallery import collections as gallery
+from app.gallery import encoders as models
+from app.gallery.originals import Originals, sync
+from app.maintenance.jsonl import FORMAT, VERSION, Counts, End, ExportedIdentity, ExportedReference, Head, line, written
+
+
+def export(database: Database, file: Path, originals: Originals | None, *, progress: bool) -> Counts:
+    """Write all of the gallery as it is at one moment; with `originals`, their images too.
+
+    Raises `UsageError` where `file` exists, or nothing is enrolled.
+    """
+    if file.exists() or not file.name:
+        raise UsageError(f"{file} exists. Give a new file.")
+    counts = Counts()
+    unfinished = file.with_name(f".{file.name}.partial")
+    try:
+        with written(unfinished, file.suffix == ".gz") as out, database.read() as connection:
+            active = models.active(connection)
+            if active is None:
+                raise UsageError("Nothing is enrolled, so there is nothing to export.")
+            line(out, Head(format=FORMAT, version=VERSION, **_of(active)))
+            total = sum(entry["identities"] for entry in gallery.list_collections(connection))
+            with tqdm(total=total, desc="exporting", unit="identity", disable=None if progress else True) as bar:
+                for one in _identities(connection, active.key, originals):
+                    line(out, one)
+                    counts.identities += 1
+                    counts.references += len(one.references)
+                    if originals is not None:
+                        counts.without_image += sum(entry.image is None for entry in one.references)
+                    bar.update()
+            line(out, End(identities=counts.identities, references=counts.references))
+        sync(unfinished)
+        unfinished.replace(file)
+        sync(file.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return counts
+
+
+def _of(active: models.Model) -> dict[str, Any]:
+    return {"model_id": active.model_id, "embedding_dim": active.embedding_dim, "checkpoint": active.checkpoint}
+
+
+def _identities(connection: sa.Connection, model_key: int, originals: Originals | None) -> Iterator[ExportedIdentity]:
+    rows = connection.execute(
+        sa.select(
+            identity.c.key,
+            collection.c.name.label("collection"),
+            identity.c.name,
+            identity.c.metadata,
+            reference.c.reference_id,
+            reference.c.filename,
+            reference.c.image_sha256,
+            reference.c.created_at,
+            reference.c.original_id,
+            embedding.c.vector,
+        )
+        .join_from(identity, collection, collection.c.key == identity.c.collection_key)
+        .outerjoin(reference, reference.c.identity_key == identity.c.key)
+        .outerjoin(embedding, sa.and_(embedding.c.reference_key == reference.c.key, embedding.c.model_key == model_key))
+        .where(LIVE)
+        .order_by(identity.c.key, reference.c.key)
+        .execution_options(yield_per=1000)
+    )
+    for _, of_one in itertools.groupby(rows, key=lambda row: row.key):
+        each = list(of_one)
+        references = [
+            ExportedReference(
+                reference_id=row.reference_id,
+                filename=row.filename,
+                image_sha256=row.image_sha256,
+                created_at=row.created_at,
+                embedding=_text(np.ascontiguousarray(row.vector, dtype="<f4").tobytes()) or "",
+                image=_text(originals.get(row.original_id)) if originals and row.original_id else None,
+            )
+            for row in each
+            if row.vector is not None
+        ]
+        yield ExportedIdentity(
+            collection=each[0].collection, identity=each[0].name, metadata=each[0].metadata, references=references
+        )
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()

@@ -1,0 +1,117 @@
+"""`diptych import DIR`: a folder tree straight into the gallery. Interrupted, it goes on where it was."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlalchemy as sa
+from tqdm import tqdm
+
+from app.checkpoint.bulk import embed_all
+from app.checkpoint.encoder import Encoder
+from app.database.tables import collection, identity, reference
+from app.database.transactions import Database
+from app.errors import InvalidName, UsageError
+from app.gallery.encoders import Loaded
+from app.gallery.originals import Originals
+from app.gallery.references import NewReference, enroll_many
+from app.http.routes.schemas import check_name, shown
+from app.image.policy import SERVED_FORMATS
+
+# Images that are committed together: an interruption costs at most so many embeddings.
+AT_ONCE = 512
+SHOWN = 10
+
+
+@dataclass
+class Imported:
+    """What became of the files."""
+
+    enrolled: int = 0
+    held: int = 0
+    refused: list[str] = field(default_factory=list)
+    # Images of others are kept, those of these were not.
+    not_kept: bool = False
+
+
+def import_folder(
+    root: Path,
+    collection_name: str,
+    database: Database,
+    originals: Originals,
+    encoder: Encoder,
+    loaded: Loaded,
+    *,
+    progress: bool,
+    formats: tuple[str, ...] = SERVED_FORMATS,
+) -> Imported:
+    """Enroll every image below `root`; a folder is an identity, named by its path with `:` between its parts.
+
+    What an identity holds already is passed over, so the same command goes on after an interruption.
+    Raises `UsageError` for a folder whose name can't be an identity's, or without any image in a folder.
+    """
+    files = list(_files(root))
+    if not files:
+        raise UsageError(f"{root} has no folders with files in them. Each folder is one identity: give its parent.")
+    done = Imported()
+    names = [name for name, _ in files]
+    held = _held(database, collection_name, names)
+    items = embed_all(
+        encoder,
+        (((name, path), path.read_bytes) for name, path in files),
+        lambda key, sha256: (key[0], sha256) in held,
+        originals.keep,
+        formats,
+    )
+    with tqdm(total=len(files), desc="importing", unit="image", disable=None if progress else True) as bar:
+        while some := list(itertools.islice(items, AT_ONCE)):
+            by_identity: dict[str, list[NewReference]] = {}
+            for item in some:
+                name, path = item.key
+                if item.problem is not None:
+                    done.refused.append(f"{printable(path.relative_to(root))}: {item.problem.detail}")
+                elif item.embedding_D is None:
+                    done.held += 1
+                else:
+                    new = NewReference(shown(path.name), item.sha256, item.embedding_D, item.original_id)
+                    by_identity.setdefault(name, []).append(new)
+                    done.enrolled += 1
+            if by_identity:
+                database.write(lambda c, new=by_identity: enroll_many(c, collection_name, new, loaded))  # type: ignore[misc]
+            bar.update(len(some))
+    with database.read() as connection:
+        kept = connection.scalar(sa.select(reference.c.key).where(reference.c.original_id.is_not(None)).limit(1))
+    done.not_kept = bool(done.enrolled and kept is not None and not originals.keeps)
+    return done
+
+
+def _files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Files with the identities that their folders are, by path. Hidden ones are passed over."""
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        if len(parts) < 2 or any(part.startswith(".") for part in parts) or not path.is_file():
+            continue
+        try:
+            yield check_name(":".join(parts[:-1])), path
+        except InvalidName as problem:
+            raise UsageError(f"The folder {printable(path.parent)} can't be an identity: {problem.detail}") from None
+
+
+def printable(path: Path) -> str:
+    """A file's name may be any bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _held(database: Database, collection_name: str, names: list[str]) -> set[tuple[str, str]]:
+    """Names of identities with the hashes of what they hold."""
+    query = (
+        sa.select(identity.c.name, reference.c.image_sha256)
+        .join(reference, reference.c.identity_key == identity.c.key)
+        .join(collection, collection.c.key == identity.c.collection_key)
+        .where(collection.c.name == collection_name)
+    )
+    wanted = set(names)
+    with database.read() as connection:
+        return {(row.name, row.image_sha256) for row in connection.execute(query) if row.name in wanted}

@@ -1,0 +1,143 @@
+"""A gallery as lines of JSON: the format that `export` writes and `import_export` reads.
+
+The first line says which encoder the embeddings are of, each line after it is one identity, the last counts them: a
+file without it was cut off.
+"""
+
+import gzip
+import io
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import InvalidMetadata, InvalidName, UsageError
+from app.http.routes.schemas import check_metadata, check_name, shown
+
+FORMAT, VERSION = "diptych-gallery", 1
+LONGEST_LINE = 2**30
+
+
+def _plain(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds characters that can't be printed")
+    return text
+
+
+class Head(BaseModel):
+    """The first line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: str
+    version: int
+    model_id: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_plain)]
+    embedding_dim: int = Field(ge=1, le=4096)
+    checkpoint: Annotated[str, Field(max_length=4096), AfterValidator(_plain)]
+
+
+class ExportedReference(BaseModel):
+    """`embedding` is little-endian float32, `image` the kept image; both in base64."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reference_id: str = Field(pattern="^[0-9A-Za-z_-]{1,64}$")
+    filename: Annotated[str, AfterValidator(shown)]
+    image_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    created_at: Annotated[str, Field(max_length=64), AfterValidator(_plain)]
+    embedding: str
+    image: str | None = None
+
+
+class ExportedIdentity(BaseModel):
+    """A line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    collection: str
+    identity: str
+    metadata: dict[str, Any]
+    references: list[ExportedReference]
+
+
+class End(BaseModel):
+    """The last line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    identities: int
+    references: int
+
+
+@dataclass
+class Counts:
+    """How many went out or came in."""
+
+    identities: int = 0
+    references: int = 0
+    held: int = 0
+    without_image: int = 0  # written without one; or read with one that is not kept
+
+
+def parsed(file: Path, number: int, line: str) -> ExportedIdentity | End:
+    """A line after the first. Raises `UsageError` saying what is wrong with it."""
+    try:
+        raw = json.loads(line)
+        if "identity" not in raw:
+            return End.model_validate(raw)
+        one = ExportedIdentity.model_validate(raw)
+        check_name(one.collection)
+        check_name(one.identity)
+        check_metadata(one.metadata)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (ValueError, TypeError, RecursionError, InvalidName, InvalidMetadata) as problem:
+        what = str(problem)
+    else:
+        return one
+    raise UsageError(f"{file}, line {number:,} can't be read: {what}.")
+
+
+def line(out: IO[str], document: BaseModel) -> None:
+    """Write one line."""
+    out.write(json.dumps(document.model_dump(exclude_none=True), ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def written(path: Path, compressed: bool) -> Iterator[IO[str]]:
+    """A new file to write lines to."""
+    path.unlink(missing_ok=True)
+    # Names, embeddings, perhaps images: for nobody but their owner.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as plain:
+        packed: Any = gzip.GzipFile(fileobj=plain, mode="wb", filename="") if compressed else nullcontext(plain)
+        with packed as file, io.TextIOWrapper(file, encoding="utf-8", newline="\n") as text:
+            yield text
+
+
+@contextmanager
+def read(path: Path) -> Iterator[Iterator[tuple[int, str]]]:
+    """Its lines by their numbers, from 1."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+
+        def lines() -> Iterator[tuple[int, str]]:
+            for number in itertools.count(1):
+                line = file.readline(LONGEST_LINE + 1)
+                if len(line) > LONGEST_LINE:
+                    raise UsageError(f"{path}, line {number:,} is longer than a line of an export can be.")
+                if not line:
+                    return
+                yield number, line
+
+        try:
+            yield lines()
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as problem:
+            raise UsageError(f"{path} can't be read: {problem}.") from None

@@ -1,0 +1,73 @@
+"""`diptych report`: the weak spots of a gallery, as a table."""
+
+from typing import Any
+
+import click
+
+from app.checkpoint import format as format_1
+from app.checkpoint.calibration import Calibration
+from app.errors import InvalidRequest, ModelMismatch, NotSupported, UsageError
+from app.gallery.encoders import Loaded
+from app.gallery.references import references_by_collection
+from app.search.weak_spots import MOST, Spot, WeakSpots, look
+from app.serving.loaded import open_database
+from app.settings import read_settings
+
+# Lines that are printed of each kind; `--output` has more.
+SHOWN = 10
+
+
+def report_on(target_fmr: float | None, **given: Any) -> list[dict[str, Any]]:
+    """Print the weak spots of every collection, and return them. Raises `UsageError` where there is no gallery."""
+    settings = read_settings(**given)
+    if not settings.is_postgresql and not settings.sqlite_path.is_file():
+        raise UsageError(f"There is no gallery {settings.sqlite_path}: give its directory with --data-dir.")
+    checkpoint = format_1.load(settings.checkpoint)
+    try:
+        chosen = Calibration(checkpoint).choose(target_fmr=target_fmr)
+    except (InvalidRequest, NotSupported) as problem:
+        raise UsageError(problem.detail) from None
+    about = checkpoint.description
+    database = open_database(settings, hurried=False)
+    documents = []
+    try:
+        with database.read() as connection:
+            collections = list(
+                references_by_collection(connection, Loaded(about.model_id, about.embedding_dim, settings.checkpoint))
+            )
+    except ModelMismatch as mismatch:
+        raise UsageError(f"{mismatch.detail} Give it with --checkpoint.") from None
+    finally:
+        database.close()
+    for enrolled in collections:
+        found = look(enrolled, chosen.value)
+        _show(found)
+        documents.append(found.document())
+    if not documents:
+        click.echo("Nothing is enrolled.")
+    return documents
+
+
+def _show(found: WeakSpots) -> None:
+    click.echo(
+        f"\n{found.collection}: {found.identities:,} identities, {found.references:,} references, judged at "
+        f"{found.threshold:.4f}"
+    )
+    _list(
+        "identities whose references disagree", found.disagreeing, "{0.identity_a}: {0.reference_a} | {0.reference_b}"
+    )
+    _list("pairs of identities too close to tell apart", found.too_close, "{0.identity_a} | {0.identity_b}")
+    _list(
+        "references that look mislabelled",
+        found.mislabelled,
+        "{0.identity_a}: {0.reference_a} is nearer to {0.identity_b}",
+    )
+
+
+def _list(title: str, spots: list[Spot], line: str) -> None:
+    more = "at least " if len(spots) >= MOST else ""
+    click.echo(f"  {more}{len(spots):,} {title}")
+    for spot in spots[:SHOWN]:
+        click.echo(f"    {spot.distance:.4f}  {line.format(spot)}")
+    if len(spots) > SHOWN:
+        click.echo(f"    and {len(spots) - SHOWN:,} more")

@@ -1,0 +1,227 @@
+"""The nearest identities to a probe: an index proposes references, their distances are taken anew and exactly.
+
+On SQLite FAISS proposes, on PostgreSQL pgvector; everything here happens in one transaction, at one moment.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import sqlalchemy as sa
+
+from app.checkpoint.matching import EmbeddingsF32, distances
+from app.database.engines import Engine
+from app.database.statements import Statement
+from app.database.tables import embedding, identity, reference, unpacked
+from app.gallery import collections as gallery
+from app.gallery.collections import Filter, meets
+from app.search.index import GalleryIndex, unlabelled
+from app.search.vectors import TOLERANCE, Keys
+
+# What an index orders by rounded numbers may swap with its neighbours when taken exactly.
+SLACK = 8
+# References of an identity that a search reckons with at first; it looks further where that was too few.
+MOST_EACH = 20
+# So many references that a filter leaves are all compared; a search among more asks the index first.
+FEW = 20_000
+# A search that had to look at more than this reads everything instead of asking on.
+WIDEST = 16_384
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The nearest reference of one identity, and its exact distance."""
+
+    identity: str
+    metadata: dict[str, Any]
+    reference_id: str
+    distance: float
+
+
+# Of `CANDIDATES`, or of `PROPOSED`.
+Rows = Sequence[Sequence[Any]]
+
+
+class Proposer(Protocol):
+    """What knows which references are likely the nearest."""
+
+    def rows(
+        self,
+        connection: sa.Connection,
+        model_key: int,
+        collection_key: int,
+        probe_D: EmbeddingsF32,
+        reach: int,
+        identities: int,
+        condition: sa.ColumnElement[bool] | None,
+    ) -> tuple[Rows, bool]:
+        """Of the nearest `reach` references those that meet the condition, or fewer that suffice for the nearest
+        `identities`; and whether these are all there are."""
+
+
+CANDIDATES = sa.select(embedding.c.vector, embedding.c.reference_key, embedding.c.identity_key)
+ALONE = 3  # its columns; more of them say what is answered
+ALL_CANDIDATES = CANDIDATES.where(
+    embedding.c.model_key == sa.bindparam("model_key"), embedding.c.collection_key == sa.bindparam("collection_key")
+)
+_AMONG: sa.Select[Any] = sa.select(sa.column("value")).select_from(sa.func.json_each(sa.bindparam("keys")))
+# The plus, as SQLite has it, says that rows are found by their keys.
+_OF_MODEL = sa.literal_column("+embedding.model_key") == sa.bindparam("model_key", type_=sa.Integer)
+_ABOUT = (reference.c.reference_id, identity.c.name, identity.c.metadata)
+# With all that is answered about them: so few are read that one statement costs less than two.
+PROPOSED = Statement(
+    CANDIDATES.add_columns(*_ABOUT)
+    .join(reference, reference.c.key == embedding.c.reference_key)
+    .join(identity, identity.c.key == embedding.c.identity_key)
+    .where(embedding.c.key.in_(_AMONG), _OF_MODEL)
+)
+ABOUT = (
+    sa.select(*_ABOUT, reference.c.key)
+    .join(identity, identity.c.key == reference.c.identity_key)
+    .where(reference.c.key.in_(sa.bindparam("keys", expanding=True)))
+)
+
+
+def _meeting(query: sa.Select[Any], condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    return query.join(identity, identity.c.key == embedding.c.identity_key).where(condition)
+
+
+class ByFaiss:
+    """The cache of a gallery in SQLite."""
+
+    def __init__(self, index: GalleryIndex) -> None:
+        self.index = index
+
+    def rows(
+        self,
+        connection: sa.Connection,
+        model_key: int,
+        collection_key: int,
+        probe_D: EmbeddingsF32,
+        reach: int,
+        identities: int,
+        condition: sa.ColumnElement[bool] | None,
+    ) -> tuple[Rows, bool]:
+        away, labels = self.index.propose(connection, model_key, collection_key, probe_D, reach)
+        of, keys = unlabelled(labels)
+        complete = len(keys) < reach
+        if condition is None:
+            few = contenders(away, of, identities)
+            rows = PROPOSED.all(connection, model_key=model_key, keys=json.dumps(keys[few].tolist()))
+            if len(rows) < len(few):
+                # The cache is ahead of this transaction: what it counted on is not there yet, or not any more.
+                rows = PROPOSED.all(connection, model_key=model_key, keys=json.dumps(keys.tolist()))
+            return rows, complete
+        query = _meeting(CANDIDATES.where(embedding.c.key.in_(_AMONG)), condition)
+        return connection.execute(query, {"keys": json.dumps(keys.tolist())}).all(), complete
+
+
+def contenders(proposed_N: EmbeddingsF32, identity_N: Keys, identities: int) -> list[int]:
+    """Which of the references proposed, nearest first, may be an identity's nearest among the nearest `identities`.
+
+    Each of these distances is within `TOLERANCE` of the exact one. So the exact nearest identities are among those
+    that lie at most twice that beyond the last of the nearest as proposed.
+    """
+    found: list[int] = []
+    best: dict[int, float] = {}
+    limit = math.inf
+    for at, (of, away) in enumerate(zip(identity_N.tolist(), proposed_N.tolist(), strict=True)):
+        nearest = best.setdefault(of, away)
+        if len(best) == identities and limit == math.inf:
+            limit = away + 2 * TOLERANCE
+        if nearest <= limit and away <= nearest + 2 * TOLERANCE:
+            found.append(at)
+    return found
+
+
+class ByPgvector:
+    """The index of a gallery in PostgreSQL; where it proposes too few, every reference is compared."""
+
+    def __init__(self, engine: Engine, embedding_dim: int) -> None:
+        self._engine, self._dim = engine, embedding_dim
+
+    def rows(
+        self,
+        connection: sa.Connection,
+        model_key: int,
+        collection_key: int,
+        probe_D: EmbeddingsF32,
+        reach: int,
+        identities: int,
+        condition: sa.ColumnElement[bool] | None,
+    ) -> tuple[Rows, bool]:
+        # The model as a literal: the planner can't match a parameter with a partial index.
+        one_model = embedding.c.model_key == sa.literal_column(str(int(model_key)))
+        query = CANDIDATES.where(one_model, embedding.c.collection_key == collection_key).limit(reach)
+        if condition is not None:
+            query = _meeting(query, condition)
+        probe = sa.literal(probe_D, embedding.c.vector.type)
+        rows = connection.execute(query.order_by(self._engine.away(embedding.c.vector, probe, self._dim))).all()
+        if len(rows) < reach:
+            rows = connection.execute(query.order_by(sa.func.l2_distance(embedding.c.vector, probe))).all()
+        return rows, len(rows) < reach
+
+
+def find(
+    connection: sa.Connection,
+    proposer: Proposer,
+    model_key: int | None,
+    collection_key: int,
+    probe_D: EmbeddingsF32,
+    identities: int,
+    where: Filter | None = None,
+) -> list[Hit]:
+    """The nearest `identities` identities of a collection, nearest first; fewer if there are fewer.
+
+    `where` restricts them to those whose metadata has, under each of its keys, one of the values given.
+    """
+    if model_key is None:
+        return []
+    condition = None if where is None else meets(connection, where)
+    reach = expected_reach(connection, collection_key, identities)
+    if condition is not None:
+        every, those = _meeting(ALL_CANDIDATES, condition), {"model_key": model_key, "collection_key": collection_key}
+        rows: Rows = connection.execute(every.limit(FEW + 1), those).all()
+        if len(rows) <= FEW:
+            return _described(connection, _ranked(rows, probe_D)[:identities])
+    while True:
+        rows, complete = proposer.rows(connection, model_key, collection_key, probe_D, reach, identities, condition)
+        ranked = _ranked(rows, probe_D)
+        if len(ranked) >= identities or complete:
+            return _described(connection, ranked[:identities])
+        if condition is not None and reach > WIDEST:
+            return _described(connection, _ranked(connection.execute(every, those).all(), probe_D)[:identities])
+        # One identity with many references may fill the front.
+        reach *= 4
+
+
+def expected_reach(connection: sa.Connection, collection_key: int, identities: int) -> int:
+    """How many references it takes to see so many identities, if each has as many as they have on average."""
+    searchable, references = gallery.searched(connection, collection_key)
+    each = references / max(1, searchable)
+    return math.ceil(identities * min(each, MOST_EACH)) + SLACK
+
+
+def _ranked(rows: Rows, probe_D: EmbeddingsF32) -> list[tuple[Sequence[Any], float]]:
+    """Each identity's nearest reference, and its distance, nearest first; the older one of two as near."""
+    if not rows:
+        return []
+    vectors, reference_keys, identity_keys, *_ = zip(*rows, strict=True)
+    embeddings_ND = unpacked(vectors) if isinstance(vectors[0], bytes) else np.stack(vectors)
+    exact = distances(probe_D, embeddings_ND)
+    nearest: dict[int, tuple[Sequence[Any], float]] = {}
+    for at in np.lexsort((reference_keys, exact)).tolist():
+        nearest.setdefault(identity_keys[at], (rows[at], float(exact[at])))
+    return list(nearest.values())
+
+
+def _described(connection: sa.Connection, nearest: Sequence[tuple[Sequence[Any], float]]) -> list[Hit]:
+    if nearest and len(nearest[0][0]) > ALONE:
+        found = [(row[ALONE:], distance) for row, distance in nearest]
+        return [Hit(name, json.loads(about), reference_id, distance) for (reference_id, name, about), distance in found]
+    rows = connection.execute(ABOUT, {"keys": [row[1] for row, _ in nearest]})
+    hits = {key: (name, about, reference_id) for reference_id, name, about, key in rows}
+    return [Hit(*hits[row[1]], distance) for row, distance in nearest]

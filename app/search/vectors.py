@@ -1,0 +1,168 @@
+"""One collection's embeddings in FAISS: exact while that is cheap, then an index tuned on the embeddings themselves.
+
+Proposes keys, nearest first; their distances are taken anew from the database, exactly. FAISS is called by one thread
+at a time: changing an index excludes searching it.
+"""
+
+import math
+from collections.abc import Iterable
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from app.checkpoint.matching import EmbeddingsF32
+
+Keys = NDArray[np.int64]
+# FAISS's own distances, which are squared, ascending; and keys.
+Proposed = tuple[EmbeddingsF32, Keys]
+# Of a distance from a float16 vector of length 1: that is at most 2^-11 from the one enrolled, and so is its distance.
+TOLERANCE = 0.001
+
+# Comparing with so many takes about a millisecond; below it, an index would gain nothing.
+EXACT_UP_TO = 20_000
+BLOCK = 65_536
+# Embeddings that each cell's centre is learned from, and rounds of learning.
+POINTS_PER_CELL, ROUNDS = 40, 8
+# An index is made anew when the collection has grown so much since, or lost so much.
+GROWN, SHRUNK = 2.0, 0.5
+# Recall among the neighbours of so many embeddings of the collection, against comparing with all, that the number of
+# cells visited is chosen for; then so many times as many: probes lie farther off than references from each other.
+RECALL_AT_1, RECALL_AT_10, PROBES, MARGIN = 0.9995, 0.999, 1000, 1.25
+
+
+class Exact:
+    """Compares with every embedding. In blocks, since one that grows is copied, and twice as large meanwhile."""
+
+    def __init__(self, dim: int) -> None:
+        self._dim = dim
+        self._blocks: list[faiss.IndexIDMap] = []
+
+    def __len__(self) -> int:
+        return sum(int(block.ntotal) for block in self._blocks)
+
+    def add(self, keys: Keys, embeddings_ND: EmbeddingsF32) -> None:
+        if not self._blocks or self._blocks[-1].ntotal + len(keys) > BLOCK:
+            self._blocks.append(faiss.IndexIDMap(faiss.IndexFlatL2(self._dim)))
+        self._blocks[-1].add_with_ids(embeddings_ND, keys)
+
+    def remove(self, keys: Keys) -> None:
+        for block in self._blocks:
+            block.remove_ids(keys)
+        self._blocks = [block for block in self._blocks if block.ntotal]
+
+    def propose(self, probe_D: EmbeddingsF32, reach: int) -> Proposed:
+        """The nearest `reach` embeddings, or all."""
+        found = [_search(block, probe_D, min(reach, block.ntotal)) for block in self._blocks]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
+        away, keys = (np.concatenate(part) for part in zip(*found, strict=True))
+        nearest = np.argsort(away, kind="stable")[:reach]
+        return away[nearest], keys[nearest]
+
+    @property
+    def is_outgrown(self) -> bool:
+        return len(self) > EXACT_UP_TO
+
+
+class Approximate:
+    """Inverted lists of float16 numbers: a probe visits the `nprobe` cells whose centres are nearest.
+
+    float16, since the exact distance is taken from the database: half the memory, and no ranges to learn that later
+    embeddings might leave.
+    """
+
+    def __init__(self, ivf: faiss.IndexIVFScalarQuantizer, built_with: int) -> None:
+        self.faiss = ivf
+        self.built_with = built_with
+        if ivf.direct_map.type != faiss.DirectMap.Hashtable:
+            ivf.set_direct_map_type(faiss.DirectMap.Hashtable)
+
+    def __len__(self) -> int:
+        return int(self.faiss.ntotal)
+
+    def add(self, keys: Keys, embeddings_ND: EmbeddingsF32) -> None:
+        self.faiss.add_with_ids(embeddings_ND, keys)
+
+    def remove(self, keys: Keys) -> None:
+        self.faiss.remove_ids(faiss.IDSelectorArray(len(keys), faiss.swig_ptr(keys)))
+
+    def propose(self, probe_D: EmbeddingsF32, reach: int) -> Proposed:
+        """The nearest `reach` embeddings, nearly; never fewer than there are."""
+        reach = min(reach, len(self))
+        found = _search(self.faiss, probe_D, reach)
+        if len(found[1]) < reach:  # the cells visited hold too few
+            all_cells = faiss.SearchParametersIVF(nprobe=self.faiss.nlist)
+            found = _search(self.faiss, probe_D, reach, all_cells)
+        return found
+
+    @property
+    def is_outgrown(self) -> bool:
+        return not SHRUNK * self.built_with <= len(self) <= GROWN * self.built_with
+
+
+Vectors = Exact | Approximate
+
+
+def _search(index: faiss.Index, probe_D: EmbeddingsF32, reach: int, params: object = None) -> Proposed:
+    if reach == 0:
+        return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
+    faiss.omp_set_num_threads(1)  # of this thread: others answer other requests meanwhile
+    away, keys = index.search(probe_D[None, :], reach, params=params)
+    there = keys[0] >= 0
+    return away[0][there], keys[0][there]
+
+
+def build(dim: int, sample_ND: EmbeddingsF32, parts: Iterable[tuple[Keys, EmbeddingsF32]], total: int) -> Approximate:
+    """An index of the embeddings in `parts`, about `total` of them; cells are learned from the sample `[N, D]`.
+
+    Visits as many cells as it takes to reach the recall promised, measured on the embeddings themselves.
+    """
+    cells = cells_for(total)
+    ivf = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatL2(dim), dim, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2, False
+    )
+    ivf.cp.niter, ivf.cp.max_points_per_centroid = ROUNDS, POINTS_PER_CELL
+    ivf.set_direct_map_type(faiss.DirectMap.Hashtable)
+    ivf.train(sample_ND)
+    probes_PD = sample_ND[np.random.default_rng(0).integers(len(sample_ND), size=PROBES)]
+    truth = faiss.ResultHeap(len(probes_PD), 11)
+    count = 0
+    for keys, embeddings_ND in parts:
+        ivf.add_with_ids(embeddings_ND, keys)
+        near, at = faiss.knn(probes_PD, embeddings_ND, min(11, len(keys)))
+        truth.add_result(near, keys[at])
+        count += len(keys)
+    truth.finalize()
+    _tune(ivf, probes_PD, truth.I)
+    return Approximate(ivf, count)
+
+
+def cells_for(total: int) -> int:
+    """About four times the square root, as FAISS's guidelines have it."""
+    return max(16, min(65_536, round(4 * math.sqrt(total))))
+
+
+def _tune(ivf: faiss.IndexIVF, probes_PD: EmbeddingsF32, truth_PK: Keys) -> None:
+    """Visit the fewest cells that reach the recall promised, times the margin."""
+    for quarter in range(4 * ivf.nlist.bit_length() + 1):
+        ivf.nprobe = min(ivf.nlist, round(2 ** (quarter / 4)))
+        _, found = ivf.search(probes_PD, 30)
+        if _recalls(found, truth_PK):
+            break
+    ivf.nprobe = min(ivf.nlist, round(MARGIN * ivf.nprobe))
+
+
+def _recalls(found_PK: Keys, truth_PK: Keys) -> bool:
+    # Each probe finds itself, or its twin, first; its neighbours come after.
+    nearest = np.mean([t[1] in f for f, t in zip(found_PK, truth_PK, strict=True)])
+    ten = np.mean([np.isin(t[1:], f).mean() for f, t in zip(found_PK, truth_PK, strict=True)])
+    return bool(nearest >= RECALL_AT_1 and ten >= RECALL_AT_10)
+
+
+def sampled(keys: Keys, total: int) -> Keys:
+    """Which embeddings to learn cells from: evenly spread, so that no time of enrolment is favoured."""
+    wanted = POINTS_PER_CELL * cells_for(total)
+    return keys[:: max(1, len(keys) // wanted)]

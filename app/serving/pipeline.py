@@ -1,0 +1,137 @@
+"""Uploads to embeddings: read, decode, embed, with a bound on how many requests do so at once.
+
+    event loop: `turn` ── a place, or `Overloaded` ──> a worker's thread: `embed`, and what else the request needs
+
+A request is handed to a thread once, and that thread does all its work: each further hand-over would wait for the
+interpreter's lock behind the others.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar
+
+import numpy as np
+
+from app.checkpoint.encoder import Encoder
+from app.checkpoint.matching import EmbeddingsF32
+from app.errors import ImageError, Overloaded
+from app.http.routes.multipart import Upload
+from app.image.decoder import Decoder
+from app.image.policy import ImageU8
+from app.serving.metrics import Metrics
+from app.settings import Settings
+
+# Images that go through the encoder together; more would cost memory and gain nothing on a CPU.
+BATCH = 8
+
+Answer = TypeVar("Answer")
+
+
+class Pipeline:
+    """bytes -> image -> embedding, for `concurrency` requests at a time; up to `queue_length` wait their turn.
+
+    The work has threads of its own, so that the memory which an allocator keeps for each thread is bounded too.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._decoder = Decoder(settings)
+        self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="embed")
+        self._places = settings.concurrency + settings.queue_length
+        self._taken = 0  # of the event loop alone
+
+    @property
+    def taken(self) -> int:
+        """Requests that have a place: those that are being worked on, and those that wait."""
+        return self._taken
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a request that came now would be refused."""
+        return self._taken >= self._places
+
+    async def turn(self, work: Callable[[], Answer]) -> Answer:
+        """What `work` returns, done by a worker when its turn comes. Raises `Overloaded`, and what `work` raises."""
+        if self.is_full:
+            raise Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
+        asked = time.perf_counter()
+
+        def begun() -> Answer:
+            self._metrics.waited(time.perf_counter() - asked)
+            return work()
+
+        given = self._workers.submit(copy_context().run, begun)
+        answer = asyncio.wrap_future(given)
+        self._taken += 1
+        try:
+            await asyncio.wait({answer}, timeout=self._settings.queue_seconds)
+            if not answer.done() and given.cancel():
+                raise Overloaded("The encoder was busy for too long. Try again in a moment.")
+            return await answer  # if its turn has come, what is begun is finished
+        finally:
+            self._taken -= 1
+            # A future that failed knows its error, which knows this frame: without the circle uploads go at once.
+            del given, answer
+
+    def embed(self, encoder: Encoder, **uploads: Upload) -> list[EmbeddingsF32]:
+        """Embeddings `[D]` of uploads by field, inside a turn. Raises the first `ImageError`, naming its field."""
+        found: list[EmbeddingsF32] = []
+        for field, result in zip(uploads, self.embed_each(encoder, list(uploads.values())), strict=True):
+            if isinstance(result, ImageError):
+                result.extra.setdefault("field", field)
+                try:
+                    raise _freed(result)
+                finally:
+                    del result  # which would know this frame, as this frame knows it
+            found.append(result)
+        return found
+
+    def embed_each(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
+        """For each upload its embedding `[D]`, or what is wrong with it; inside a turn."""
+        results: list[EmbeddingsF32 | ImageError] = []
+        for start in range(0, len(uploads), BATCH):
+            results += self._embed_batch(encoder, uploads[start : start + BATCH])
+        for result in results:
+            if isinstance(result, ImageError):
+                self._metrics.refusals.labels(result.code).inc()
+        return results
+
+    def _embed_batch(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
+        decoded = []
+        for upload in uploads:
+            with self._metrics.stage("decode"):
+                decoded.append(self._decode(encoder, upload))
+        images = [image for image in decoded if not isinstance(image, ImageError)]
+        embeddings: list[EmbeddingsF32] = []
+        if images:
+            with self._metrics.stage("embed"):
+                embeddings = list(encoder.embed(np.stack(images)))
+        found = iter(embeddings)
+        return [image if isinstance(image, ImageError) else next(found) for image in decoded]
+
+    def _decode(self, encoder: Encoder, upload: Upload) -> ImageU8 | ImageError:
+        try:
+            return self._decoder.decode(
+                upload.data,
+                encoder.preprocessing,
+                max_bytes=self._settings.max_image_bytes,
+                max_pixels=self._settings.max_image_pixels,
+                refuse_blank=True,
+            )
+        except ImageError as problem:
+            return _freed(problem)
+
+    def close(self) -> None:
+        self._workers.shutdown(cancel_futures=True)
+        self._decoder.close()
+
+
+def _freed(problem: ImageError) -> ImageError:
+    """Without the frames that it went through: they hold the upload, and would be held until the garbage collector
+    comes by."""
+    problem.__context__ = problem.__cause__ = None
+    return problem.with_traceback(None)

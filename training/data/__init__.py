@@ -1,0 +1,1 @@
+"""A folder to batches of images."""

@@ -1,0 +1,164 @@
+"""The encoder's network: uint8 pixels to unit embeddings. The Siamese twins are this one, applied twice.
+
+    pixels -> scaled -> features (a backbone) -> bottleneck -> pooled -> head -> unit length
+
+Array axes: B images of a batch, C channels, H x W pixels or cells, D embedding.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.checkpoint.format import Architecture
+
+
+class Encoder(nn.Module):
+    """What all encoders share: scaling before the backbone, and the head behind it.
+
+    `mean` and `std` of the pixels, in [0, 1], travel with the weights, so that scaling is part of the encoder.
+    A subclass gives `features` and calls `_finish` with their number of channels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """Feature maps `[B, C, h, w]` of scaled images."""
+        raise NotImplementedError
+
+    def _finish(
+        self,
+        channels: int,
+        embedding_dim: int,
+        dropout: float,
+        pooling: str,
+        bottleneck: int,
+        cells: int,
+    ) -> None:
+        """Make bottleneck, pooling and head. `cells`: feature cells of an image, which `grid` needs."""
+        self.bottleneck: nn.Module = nn.Identity()
+        if bottleneck:
+            self.bottleneck = nn.Sequential(
+                nn.Conv2d(channels, bottleneck, 1, bias=False), nn.BatchNorm2d(bottleneck), nn.ReLU()
+            )
+            channels = bottleneck
+        self.pool: nn.Module = POOLINGS[pooling]()
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(channels * cells if pooling == "grid" else channels, embedding_dim)
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Unit embeddings `[B, D]` of float images in [0, 1]."""
+        x = self.features((images_BCHW - self.mean) / self.std)
+        x = self.head(self.dropout(self.pool(self.bottleneck(x))))
+        return F.normalize(x.float(), dim=1)
+
+    def forward(self, images_BHWC: Tensor) -> Tensor:
+        """Unit embeddings `[B, D]` of uint8 pixels: what is exported."""
+        return self.embed(to_float(images_BHWC))
+
+
+class Mean(nn.Module):
+    """The mean of each channel."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW.mean(dim=(2, 3))
+
+
+class GeneralisedMean(nn.Module):
+    """(mean of x^p)^(1/p), with p learned: between mean (1) and maximum (infinity).
+
+    F. Radenovic, G. Tolias, O. Chum, "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2019.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW.float().clamp(min=1e-6).pow(self.p).mean(dim=(2, 3)).pow(1 / self.p)
+
+
+class Grid(nn.Module):
+    """Every cell by itself: the head then knows where a feature stood."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW.contiguous().flatten(1)
+
+
+POOLINGS: dict[str, type[nn.Module]] = {"mean": Mean, "gem": GeneralisedMean, "grid": Grid}
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions and a way around them; halves height and width where `stride` is 2."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(channels_out)
+        self.second = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(channels_out)
+        self.around: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.around = nn.Sequential(
+                nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(channels_in, channels_out, 1, bias=False)
+            )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y = torch.relu(self.first_norm(self.first(x_BCHW)))
+        y = self.second_norm(self.second(y))
+        return torch.relu(y + self.around(x_BCHW))
+
+
+class CompactEncoder(Encoder):
+    """A small residual network for small or grey images. `blocks` lists (channels, stride)."""
+
+    def __init__(
+        self,
+        channels: int,
+        embedding_dim: int,
+        stem: int,
+        blocks: list[list[int]],
+        dropout: float,
+        mean: list[float],
+        std: list[float],
+        pooling: str = "mean",
+        bottleneck: int = 0,
+        image_size: int = 0,
+    ) -> None:
+        super().__init__(mean, std)
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, stem, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU()
+        )
+        widths = [stem, *(width for width, _ in blocks)]
+        self.blocks = nn.Sequential(
+            *(Block(before, width, stride) for before, (width, stride) in zip(widths, blocks, strict=False))
+        )
+        side = -(-image_size // 2)
+        for _, stride in blocks:
+            side = -(-side // stride)
+        self._finish(widths[-1], embedding_dim, dropout, pooling, bottleneck, cells=side**2)
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        return cast(Tensor, self.blocks(self.stem(x_BCHW)))
+
+
+def to_float(images_BHWC: Tensor) -> Tensor:
+    """uint8 `[B, H, W, C]` to float `[B, C, H, W]` in [0, 1]."""
+    return images_BHWC.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+
+
+def build(architecture: Architecture) -> Encoder:
+    """The network that an architecture describes, with fresh weights."""
+    options: dict[str, Any] = architecture.options
+    if architecture.name == "compact":
+        return CompactEncoder(**options)
+    from training.network.backbones import TorchvisionEncoder  # torchvision takes a second to import
+
+    return TorchvisionEncoder(architecture.name, **options)

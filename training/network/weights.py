@@ -1,0 +1,144 @@
+"""Where an encoder starts: torchvision's weights, a file of them, or a checkpoint of Diptych."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from app.checkpoint import format as format_1
+from app.errors import UsageError
+from training.data.dataset import Dataset
+from training.network.network import Encoder
+from training.recipe import Recipe
+
+PRETRAINED = "pretrained"
+# What torchvision's weights were trained with (its documentation, "ImageNet statistics").
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+def check_weights(recipe: Recipe) -> None:
+    """Raises `UsageError` for weights that can't be there, before the images are read."""
+    source = recipe.weights
+    if source == PRETRAINED and recipe.backbone == "compact":
+        raise UsageError("The compact backbone has no pretrained weights: give a checkpoint, or no --weights.")
+    if source is not None and source != PRETRAINED and source not in format_1.BUNDLED and not Path(source).exists():
+        raise UsageError(f"The weights {source} can't be read: there is no such file or directory.")
+
+
+def scaling_of(recipe: Recipe) -> dict[str, list[float]]:
+    """`mean` and `std` of the pixels that the weights expect; nothing where the images decide."""
+    checkpoint = _checkpoint(recipe.weights)
+    if checkpoint is not None:
+        options = checkpoint.description.architecture.options
+        return {name: options[name] for name in ("mean", "std")}
+    return {} if recipe.backbone == "compact" or recipe.weights is None else IMAGENET
+
+
+def refuse_leak(recipe: Recipe, dataset: Dataset) -> None:
+    """Raises `UsageError` where the weights learned from images that this run would measure with.
+
+    A checkpoint of the same folder has seen its training identities: only the same split keeps the others unseen.
+    """
+    checkpoint = _checkpoint(recipe.weights)
+    if checkpoint is None or checkpoint.description.dataset.fingerprint != dataset.fingerprint:
+        return
+    theirs = checkpoint.description.training
+    for name in ("seed", "calibration_share", "test_share", "split_by"):
+        if theirs.get(name) != getattr(recipe, name):
+            raise UsageError(
+                f"The weights {recipe.weights} were trained on this folder with another {name} ({theirs.get(name)}), "
+                "so identities that they learned would count as unseen. Give the same, or train with --despite-lint."
+            )
+
+
+def load_weights(network: Encoder, recipe: Recipe) -> str:
+    """Put the recipe's weights into the network, and say in words what was loaded.
+
+    A file holds the backbone as torchvision names it (.pth, opened without unpickling objects, or .safetensors), a
+    checkpoint the whole encoder. Raises `UsageError` for what can't be read or doesn't fit.
+    """
+    source = recipe.weights or PRETRAINED
+    if source == PRETRAINED:
+        return _fit(_body(network), _as_body(recipe.backbone, _pretrained(recipe.backbone)), "torchvision")
+    checkpoint = _checkpoint(source)
+    if checkpoint is not None:
+        return _fit(network, {name: value.float() for name, value in load_file(checkpoint.weights).items()}, source)
+    state = _read(Path(source))
+    if recipe.backbone == "compact":
+        return _fit(network, state, source)
+    return _fit(_body(network), _as_body(recipe.backbone, state), source)
+
+
+def _checkpoint(source: str | None) -> format_1.Checkpoint | None:
+    if source is None or not (source in format_1.BUNDLED or Path(source).is_dir()):
+        return None
+    return format_1.load(source)
+
+
+def _body(network: Encoder) -> nn.Module:
+    body = getattr(network, "body", None)
+    if not isinstance(body, nn.Module):
+        raise TypeError("only torchvision's backbones have a body")
+    return body
+
+
+def _pretrained(backbone: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(backbone)["DEFAULT"]
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except OSError as problem:
+        raise UsageError(
+            f"torchvision's weights {weights} could not be downloaded ({problem}). Fetch the file elsewhere and give "
+            "it as --weights FILE."
+        ) from None
+    return state
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what a damaged file looks like
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # noqa: BLE001  whatever a foreign file makes the readers raise
+        raise UsageError(f"The weights {path} can't be read: {type(problem).__name__}.") from None
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(f"The weights {path} can't be read: they are no state dict of tensors by name.")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _as_body(backbone: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A torchvision state dict under the names that `body` has: its layers, numbered."""
+    from torchvision.models import get_model
+
+    if backbone.startswith("resnet"):
+        layers = [key for key, _ in get_model(backbone).named_children()][:-2]
+        numbers = {layer: str(index) for index, layer in enumerate(layers)}
+        parts = {key: key.split(".", 1) for key in state}
+        return {f"{numbers[first]}.{rest[0]}": state[key] for key, (first, *rest) in parts.items() if first in numbers}
+    return {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
+
+
+def _fit(module: nn.Module, state: dict[str, Tensor], source: str) -> str:
+    """Copy what has the same name and shape; all of the backbone must, the head may be fresh."""
+    own = module.state_dict()
+    usable = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    missing = [key for key in own if key not in usable and not key.endswith("num_batches_tracked")]
+    wrong = [key for key in missing if not key.startswith(("head.", "bottleneck.", "pool."))]
+    if wrong:
+        raise UsageError(
+            f"The weights {source} are of another network: {len(wrong)} of {len(own)} tensors are missing or have "
+            f"another shape, first {wrong[0]}."
+        )
+    module.load_state_dict(usable, strict=False)
+    fresh = sorted({key.split(".")[0] for key in missing})
+    return f"{len(usable)} tensors from {source}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")

@@ -1,0 +1,56 @@
+"""The pairs that an encoder finds hardest: what a reader should look at first."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.checkpoint.matching import EmbeddingsF32
+from training.calibration.pairs import Float, Int
+
+# Images compared with all others at a time.
+ROWS = 512
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images, by their indices, and their distance."""
+
+    first: int
+    second: int
+    distance: float
+
+
+def hardest_pairs(embeddings_ND: EmbeddingsF32, identity_N: Int, count: int) -> tuple[list[Pair], list[Pair]]:
+    """The farthest genuine and the nearest impostor pairs, hardest first.
+
+    At most one genuine pair of an identity and one impostor pair of two identities, so that one odd image does
+    not fill the page. Memory grows with the number of images, not of pairs.
+    """
+    wide_ND = embeddings_ND.astype(np.float64)
+    farthest: dict[int, Pair] = {}
+    nearest: dict[tuple[int, int], Pair] = {}
+    for identity in np.unique(identity_N).tolist():
+        own, others = np.flatnonzero(identity_N == identity), np.flatnonzero(identity_N > identity)
+        for start in range(0, len(own), ROWS):
+            some = own[start : start + ROWS]
+            within = _apart(wide_ND[some], wide_ND[own])
+            row, column = divmod(int(within.argmax()), len(own))
+            far = Pair(int(some[row]), int(own[column]), float(within[row, column]))
+            if len(own) > 1 and (identity not in farthest or far.distance > farthest[identity].distance):
+                farthest[identity] = far
+            if not len(others):
+                continue
+            across = _apart(wide_ND[some], wide_ND[others])
+            closest = across.min(axis=0)
+            for column in np.argsort(closest)[: 4 * count].tolist():
+                near = Pair(int(some[across[:, column].argmin()]), int(others[column]), float(closest[column]))
+                key = (identity, int(identity_N[others[column]]))
+                if key not in nearest or near.distance < nearest[key].distance:
+                    nearest[key] = near
+    genuine = sorted(farthest.values(), key=lambda pair: -pair.distance)
+    return genuine[:count], sorted(nearest.values(), key=lambda pair: pair.distance)[:count]
+
+
+def _apart(a_ND: Float, b_ND: Float) -> Float:
+    apart: Float = np.sqrt(np.maximum(2 - 2 * a_ND @ b_ND.T, 0))
+    return apart
