@@ -30,8 +30,8 @@ import numpy as np
 import pysqlite3
 from numpy.typing import NDArray
 
+from app.arrays import EmbeddingsF32
 from app.checkpoint import format as checkpoint
-from app.checkpoint.matching import EmbeddingsF32
 from app.database.sqlite import SQLite
 from app.database.transactions import Database
 from app.gallery import collections as gallery

@@ -15,10 +15,11 @@ from statistics import mean
 import numpy as np
 import torch
 
+from app.arrays import Ints
 from training.calibration.pairs import count_pairs
 from training.calibration.rates import equal_error_rates
 from training.data.augment import KINDS, apply, draw
-from training.data.batches import Batches, Int
+from training.data.batches import Batches
 from training.data.dataset import Dataset, read_dataset
 from training.export import embed
 from training.network.network import Encoder, build, to_float
@@ -36,7 +37,7 @@ STEPS = 400
 class ImageByImage(Batches):
     """What a plain loader does: every image as likely as any other, so most pairs are of the large identity."""
 
-    def draw(self, number: int) -> Int:
+    def draw(self, number: int) -> Ints:
         rng = np.random.default_rng((self.seed, number, 0))
         of_members = np.concatenate([self.images_of[int(identity)] for identity in self.members])
         return np.sort(rng.choice(of_members, self.balance.size, replace=len(of_members) < self.balance.size))
@@ -58,7 +59,7 @@ def grown(data: Dataset, identity: int) -> Dataset:
     )
 
 
-def eer_of(network: Encoder, data: Dataset, identities: Int) -> float:
+def eer_of(network: Encoder, data: Dataset, identities: Ints) -> float:
     index = data.images_of(identities)
     counts = count_pairs(embed(network, data.images_NHWC, index), data.identity_N[index], data.group_N[index])
     eer, _ = equal_error_rates(counts)

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from app.arrays import ImageU8
 from app.checkpoint import format as checkpoint
 from app.checkpoint.matching import decide
 from app.checkpoint.runtimes import OnnxRuntime, Session, open_session
-from app.image.policy import ImageU8
 from training.data.dataset import Dataset, read_dataset
 
 PAIRS = 10_000

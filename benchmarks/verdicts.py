@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from app.arrays import Floats, Ints
 from app.checkpoint import format as format_1
 from app.checkpoint.matching import fpir
 from training.calibration import bootstrap, likelihood, rates
 from training.calibration.calibrate import INTERVALS, Sample, folds
 from training.calibration.claims import RULES, claims, count_claims
 from training.calibration.galleries import spread
-from training.calibration.pairs import GRID, Float, Int, grid_index
+from training.calibration.pairs import GRID, grid_index
 from training.data.dataset import read_dataset
 from training.evaluate import embed_images, open_encoder
 
@@ -38,9 +39,9 @@ class Pairs:
     """The share of image pairs of each pair of identities that a threshold calls similar, without counting anew."""
 
     bins_I: NDArray[np.uint16]  # the grid's bin of every image pair, one pair of identities after the other
-    starts_P: Int
-    first_P: Int
-    second_P: Int
+    starts_P: Ints
+    first_P: Ints
+    second_P: Ints
     identities: int
 
     @classmethod
@@ -57,7 +58,7 @@ class Pairs:
         starts_P = np.concatenate([[0], np.cumsum([len(own) for own in joined])[:-1]])
         return cls(np.concatenate(joined), starts_P, first_P, second_P, len(data.sizes_U))
 
-    def shares(self, threshold: float) -> Float:
+    def shares(self, threshold: float) -> Floats:
         """`[U, U]`, symmetric, zero on the diagonal."""
         similar_I = self.bins_I <= grid_index(np.array([threshold]))[0]
         sizes_P = np.diff(np.append(self.starts_P, len(similar_I)))
@@ -66,7 +67,7 @@ class Pairs:
         return square + square.T
 
 
-def fmr(shares_UU: Float, members: Int) -> float:
+def fmr(shares_UU: Floats, members: Ints) -> float:
     """Of the pairs among some identities, each pair of identities weighing the same."""
     return float(shares_UU[np.ix_(members, members)].sum() / (len(members) * (len(members) - 1)))
 
@@ -114,7 +115,7 @@ def coverage(sample: Sample, pairs: Pairs, choosing: int, measuring: int) -> Non
 def likelihoods(sample: Sample, identities: int) -> None:
     print("\nLog-likelihood ratios, fitted on one half of the identities, judged on the other:\n")
     print(f"| fit, of {HALVES} halves | Cllr, mean | Cllr_min, mean | largest difference |\n| --- | --- | --- | --- |")
-    shown: list[tuple[Float, Float, Float]] = []
+    shown: list[tuple[Floats, Floats, Floats]] = []
     costs: list[tuple[str, float, float]] = []
     for seed in range(HALVES):
         order = np.random.default_rng(seed).permutation(identities)
@@ -145,7 +146,7 @@ def likelihoods(sample: Sample, identities: int) -> None:
         )
 
 
-def by_bin(genuine_G: Float, impostor_G: Float, llr_G: Float) -> tuple[Float, Float, Float]:
+def by_bin(genuine_G: Floats, impostor_G: Floats, llr_G: Floats) -> tuple[Floats, Floats, Floats]:
     probability_G = 1 / (1 + np.exp(-llr_G))
     bin_G = np.clip(np.searchsorted(EDGES, probability_G, side="right") - 1, 0, len(EDGES) - 2)
     both_G = (genuine_G + impostor_G) / 2

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from app.arrays import EmbeddingsF32, ImageU8, Ints
 from app.checkpoint import format as format_1
 from app.checkpoint.encoder import Encoder, RuntimeName
 from app.checkpoint.format import Checkpoint
-from app.checkpoint.matching import EmbeddingsF32, distances
+from app.checkpoint.matching import distances
 from app.errors import UsageError
-from app.image.policy import ImageU8
 from training.calibration import calibrate as verdicts
 from training.calibration import rates
 from training.calibration.calibrate import Sample
-from training.calibration.pairs import Int, PairCounts, count_listed_pairs, count_pairs
+from training.calibration.pairs import PairCounts, count_listed_pairs, count_pairs
 from training.calibration.points import Unit
 from training.data.dataset import (
     Dataset,
@@ -49,7 +49,7 @@ def open_encoder(checkpoint: Checkpoint, runtime: RuntimeName = "onnxruntime") -
 
 
 def embed_images(
-    encoder: Encoder, images_NHWC: ImageU8, of: Int | None = None, *, progress: bool = True
+    encoder: Encoder, images_NHWC: ImageU8, of: Ints | None = None, *, progress: bool = True
 ) -> EmbeddingsF32:
     """Unit embeddings `[N, D]` of all decoded images, or of those that `of` names."""
     index = np.arange(len(images_NHWC)) if of is None else of
@@ -203,7 +203,7 @@ def calibrate(
     return format_1.seal(output, description)
 
 
-def _halves(dataset: Dataset, root: Path, split_by: Unit, seed: int) -> tuple[Int, Int]:
+def _halves(dataset: Dataset, root: Path, split_by: Unit, seed: int) -> tuple[Ints, Ints]:
     names = dataset.groups if split_by == "group" else dataset.identities
     order = np.random.default_rng(seed).permutation(len(names))
     if len(order) < 4:
@@ -216,12 +216,12 @@ def _halves(dataset: Dataset, root: Path, split_by: Unit, seed: int) -> tuple[In
     return first, second
 
 
-def _count(encoder: Encoder, dataset: Dataset, of: Int, *, progress: bool) -> PairCounts:
+def _count(encoder: Encoder, dataset: Dataset, of: Ints, *, progress: bool) -> PairCounts:
     embeddings_ND = embed_images(encoder, dataset.images_NHWC, of, progress=progress)
     return count_pairs(embeddings_ND, dataset.identity_N[of], dataset.group_N[of])
 
 
-def _splits_of_training(checkpoint: Checkpoint, dataset: Dataset) -> dict[Any, Int]:
+def _splits_of_training(checkpoint: Checkpoint, dataset: Dataset) -> dict[Any, Ints]:
     recipe = checkpoint.description.training
     return dict(
         split_identities(

@@ -12,18 +12,16 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
 from onnxscript import optimizer
 from safetensors.torch import save
 from torch import Tensor
 
+from app.arrays import Array, EmbeddingsF32, Floats, ImageU8, Ints
 from app.checkpoint import format as format_1
 from app.checkpoint.format import ONNX, WEIGHTS, Architecture, Checkpoint, DatasetFacts, Description, Runtime, Split
-from app.checkpoint.matching import EmbeddingsF32
 from app.errors import TrainingFailed
-from app.image.policy import ImageU8, Preprocessing
+from app.image.policy import Preprocessing
 from training.calibration.calibrate import Sample, calibrate
-from training.calibration.pairs import Int
 from training.data.dataset import Dataset, SplitName
 from training.network.network import Encoder
 from training.recipe import Recipe
@@ -37,7 +35,7 @@ def write_checkpoint(
     output: Path,
     encoder: Encoder,
     dataset: Dataset,
-    splits: dict[SplitName, Int],
+    splits: dict[SplitName, Ints],
     preprocessing: Preprocessing,
     architecture: Architecture,
     recipe: Recipe,
@@ -167,7 +165,7 @@ def _store_small(graph: onnx.GraphProto) -> None:
             graph.node.insert(0, onnx.helper.make_node("Cast", [small.name], [name], to=onnx.TensorProto.FLOAT))
 
 
-def embed(network: Encoder, images_NHWC: ImageU8, of: Int | None = None, batch: int = 256) -> EmbeddingsF32:
+def embed(network: Encoder, images_NHWC: ImageU8, of: Ints | None = None, batch: int = 256) -> EmbeddingsF32:
     """Unit embeddings `[N, D]` of all images, or of those that `of` names, by the network itself in float32."""
     network.eval()
     index = np.arange(len(images_NHWC)) if of is None else of
@@ -207,6 +205,6 @@ def check_parity(network: Encoder, images_NHWC: ImageU8, directory: Path) -> Run
     )
 
 
-def _all_distances(embeddings_ND: NDArray[Any]) -> NDArray[np.float64]:
+def _all_distances(embeddings_ND: Array) -> Floats:
     wide_ND = embeddings_ND.astype(np.float64)
     return np.concatenate([np.linalg.norm(wide_ND[row + 1 :] - wide_ND[row], axis=1) for row in range(len(wide_ND))])

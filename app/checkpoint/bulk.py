@@ -10,10 +10,10 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from app.arrays import EmbeddingsF32, ImageU8
 from app.checkpoint.encoder import Encoder
-from app.checkpoint.matching import EmbeddingsF32
 from app.errors import DiptychError, ImageError
-from app.image.policy import SERVED_FORMATS, ImageU8, decode
+from app.image.policy import SERVED_FORMATS, decode
 
 BATCH = 32
 # One's own files, however large; beyond this many pixels Pillow refuses by itself.

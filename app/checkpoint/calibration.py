@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from app.arrays import Floats
 from app.checkpoint.format import Checkpoint
-from app.checkpoint.matching import Floats, OperatingPoint, Threshold, fpir
+from app.checkpoint.matching import OperatingPoint, Threshold, fpir
 from app.errors import ConflictingFields, InvalidRequest, NotSupported
 
 
@@ -37,7 +37,7 @@ class Calibration:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         description = checkpoint.description
-        self._curves: Mapping[str, NDArray[np.float64]] = {
+        self._curves: Mapping[str, Floats] = {
             name: curve.astype(np.float64) for name, curve in checkpoint.curves().items()
         }
         self._distance = self._curves["distance"].round(6)  # stored as float32

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.arrays import Floats
 from app.checkpoint.calibration import Calibration
-from app.checkpoint.matching import Floats
 
 # The last so many comparisons are looked at; fewer than the least say nothing.
 WINDOW, LEAST = 1000, 200

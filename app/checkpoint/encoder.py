@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from app.arrays import EmbeddingsF32, ImageU8
 from app.checkpoint.format import Checkpoint, Runtime
-from app.checkpoint.matching import EmbeddingsF32, distances
+from app.checkpoint.matching import distances
 from app.checkpoint.runtimes import RuntimeName as RuntimeName
 from app.checkpoint.runtimes import open_session
-from app.image.policy import ImageU8
 
 # Pictures that tell how far another runtime's distances drift: smooth and rough noise, the same each time.
 DRIFT_PICTURES = 16

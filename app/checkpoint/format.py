@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.arrays import Array, Floats
 from app.checkpoint.matching import OperatingPoint, Threshold
 from app.errors import CheckpointError
 from app.image.policy import DECODING_POLICY, Preprocessing
@@ -149,7 +149,7 @@ class Checkpoint(BaseModel):
     def weights(self) -> Path:
         return self.directory / WEIGHTS
 
-    def curves(self) -> dict[str, NDArray[np.float64]]:
+    def curves(self) -> dict[str, Floats]:
         """The calibration's curves by name, e.g. `fmr_all_1`, over the grid `distance`."""
         with np.load(self.directory / CALIBRATION, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
@@ -222,7 +222,7 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def model_id(weights: Mapping[str, NDArray[Any]], architecture: Architecture, preprocessing: Preprocessing) -> str:
+def model_id(weights: Mapping[str, Array], architecture: Architecture, preprocessing: Preprocessing) -> str:
     """Hash of what decides an embedding: architecture, preprocessing and weights in canonical order."""
     decided_by = {
         "architecture": architecture.model_dump(mode="json"),
@@ -231,9 +231,7 @@ def model_id(weights: Mapping[str, NDArray[Any]], architecture: Architecture, pr
     return _hash(decided_by, weights)
 
 
-def calibration_id(
-    margin: float, threshold: float, points: list[OperatingPoint], curves: Mapping[str, NDArray[Any]]
-) -> str:
+def calibration_id(margin: float, threshold: float, points: list[OperatingPoint], curves: Mapping[str, Array]) -> str:
     """Hash of what decides a verdict, given the distance."""
     decided_by = {
         "margin": margin,
@@ -243,7 +241,7 @@ def calibration_id(
     return _hash(decided_by, curves)
 
 
-def _hash(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+def _hash(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
     digest = hashlib.sha256(_canonical(document))
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from app.arrays import EmbeddingsF32, Floats
 
 Verdict = Literal["similar", "inconclusive", "dissimilar"]
 ThresholdSource = Literal["calibration", "margin", "request"]
 MAX_DISTANCE = 2.0
-
-EmbeddingsF32 = NDArray[np.float32]
-Floats = NDArray[np.float64]
 
 
 def decide(distance: float, threshold: float, inconclusive_to: float | None = None) -> Verdict:
@@ -31,14 +29,14 @@ def decide(distance: float, threshold: float, inconclusive_to: float | None = No
     return "inconclusive" if inconclusive_to is not None and distance <= inconclusive_to else "dissimilar"
 
 
-def distances(probe_D: EmbeddingsF32, references_ND: EmbeddingsF32) -> NDArray[np.float64]:
+def distances(probe_D: EmbeddingsF32, references_ND: EmbeddingsF32) -> Floats:
     """Euclidean distance of one embedding `[D]` to each of `[N, D]`, as float64 `[N]`.
 
     Differences are taken in float64, which is exact for float32 embeddings; the expansion
     |a|^2 + |b|^2 - 2ab that indexes use loses half the digits where images are nearly alike.
     """
     difference_ND = references_ND.astype(np.float64) - probe_D.astype(np.float64)
-    distance_N: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", difference_ND, difference_ND))
+    distance_N: Floats = np.sqrt(np.einsum("nd,nd->n", difference_ND, difference_ND))
     return np.minimum(distance_N, MAX_DISTANCE)
 
 

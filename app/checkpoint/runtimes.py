@@ -14,9 +14,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from app.checkpoint.matching import EmbeddingsF32
+from app.arrays import EmbeddingsF32, ImageU8
 from app.errors import UsageError
-from app.image.policy import ImageU8
 
 RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16"]
 

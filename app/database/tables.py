@@ -11,7 +11,7 @@ from pgvector.sqlalchemy import VECTOR
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 
-from app.checkpoint.matching import EmbeddingsF32
+from app.arrays import EmbeddingsF32
 from app.errors import GalleryDamaged
 
 CRC_BYTES, CRC_RESIDUE = 4, 0x2144DF1C

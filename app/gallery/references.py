@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from app.checkpoint.matching import EmbeddingsF32
+from app.arrays import EmbeddingsF32
 from app.database.statements import Statement
 from app.database.tables import LIVE, collection, embedding, identity, leftover, reference
 from app.errors import NoReferences, UnknownReference

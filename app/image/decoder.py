@@ -12,9 +12,10 @@ from threading import BoundedSemaphore, Lock
 
 import numpy as np
 
+from app.arrays import ImageU8
 from app.errors import DamagedImage, ImageError, Unavailable
 from app.image.child import PIXELS, REFUSED
-from app.image.policy import ImageU8, Preprocessing, decode
+from app.image.policy import Preprocessing, decode
 from app.image.sandbox import DecoderProcess, Ended
 from app.image.suspects import is_suspect
 from app.settings import Settings

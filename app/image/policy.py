@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from app.arrays import ImageU8
 from app.errors import BlankImage, DamagedImage, EmptyImage, ImageError, TooManyBytes, TooManyPixels, UnsupportedFormat
 
 DECODING_POLICY = 1
@@ -64,7 +64,6 @@ _TURNS = {
 }
 
 Aspect = Literal["pad", "stretch", "crop"]
-ImageU8 = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import sqlalchemy as sa
 from tqdm import tqdm
 
+from app.arrays import EmbeddingsF32
 from app.checkpoint.bulk import embed_all
 from app.checkpoint.encoder import Encoder
-from app.checkpoint.matching import EmbeddingsF32
 from app.database.tables import LIVE, collection, embedding, identity, model, reference
 from app.database.transactions import Database
 from app.errors import MigrationBlocked, UsageError

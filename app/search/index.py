@@ -14,13 +14,13 @@ from threading import Lock
 import numpy as np
 import sqlalchemy as sa
 
-from app.checkpoint.matching import EmbeddingsF32
+from app.arrays import EmbeddingsF32, Ints
 from app.database.sqlite import SQLite, rows
 from app.database.statements import Statement
 from app.database.tables import LIVE, change, collection, embedding, unpacked
 from app.errors import StorageUnavailable
 from app.search.snapshots import Moment, Snapshots
-from app.search.vectors import EXACT_UP_TO, Approximate, Exact, Keys, Proposed, Vectors, build, sampled
+from app.search.vectors import EXACT_UP_TO, Approximate, Exact, Proposed, Vectors, build, sampled
 
 log = logging.getLogger("uvicorn.error")
 
@@ -218,20 +218,20 @@ class GalleryIndex:
         with self._database.read() as connection:
             return loaded if _is_in(connection, loaded[1], model_key) else None
 
-    def _build(self, model_key: int, keys: Keys) -> Approximate:
+    def _build(self, model_key: int, keys: Ints) -> Approximate:
         """In short transactions, so that the log can be reset meanwhile; what changes during it is applied after."""
         log.info("building an index of %d embeddings", len(keys))
         sample = sampled(keys, len(keys))
         learned = [part for _, part in self._parts(model_key, sample)]
         return build(self._dim, np.concatenate(learned), self._parts(model_key, keys), len(keys))
 
-    def _exact(self, model_key: int, keys: Keys) -> Exact:
+    def _exact(self, model_key: int, keys: Ints) -> Exact:
         exact = Exact(self._dim)
         for labels, embeddings_ND in self._parts(model_key, keys):
             exact.add(labels, embeddings_ND)
         return exact
 
-    def _parts(self, model_key: int, keys: Keys) -> Iterator[tuple[Keys, EmbeddingsF32]]:
+    def _parts(self, model_key: int, keys: Ints) -> Iterator[tuple[Ints, EmbeddingsF32]]:
         for start in range(0, len(keys), CHUNK):
             with self._database.read() as connection:
                 parts = list(_read(connection, model_key, keys[start : start + CHUNK]))
@@ -251,7 +251,7 @@ def _is_in(connection: sa.Connection, moment: Moment, model_key: int) -> bool:
     return row is not None and (row[0], model_key) == (moment.token, moment.model_key)
 
 
-def _changed(connection: sa.Connection, model_key: int, collection_key: int, since: int) -> Keys:
+def _changed(connection: sa.Connection, model_key: int, collection_key: int, since: int) -> Ints:
     found = CHANGED.all(connection, since=since, model_key=model_key, collection_key=collection_key)
     if not found:
         return np.empty(0, dtype=np.int64)
@@ -259,7 +259,7 @@ def _changed(connection: sa.Connection, model_key: int, collection_key: int, sin
     return labelled(identities, keys)
 
 
-def labelled(identity_keys: Sequence[int], embedding_keys: Sequence[int]) -> Keys:
+def labelled(identity_keys: Sequence[int], embedding_keys: Sequence[int]) -> Ints:
     """What FAISS knows embeddings by: both keys in one number. Who is nearest is known before anything is read.
 
     Raises `StorageUnavailable` after four billion embeddings or two billion identities, deleted ones too.
@@ -272,12 +272,12 @@ def labelled(identity_keys: Sequence[int], embedding_keys: Sequence[int]) -> Key
     return identities << 32 | keys
 
 
-def unlabelled(labels: Keys) -> tuple[Keys, Keys]:
+def unlabelled(labels: Ints) -> tuple[Ints, Ints]:
     """Keys of identities and of embeddings."""
     return labels >> 32, labels & 0xFFFFFFFF
 
 
-def _keys(connection: sa.Connection, model_key: int, collection_key: int) -> Keys:
+def _keys(connection: sa.Connection, model_key: int, collection_key: int) -> Ints:
     found = connection.scalars(
         sa.select(embedding.c.key).where(
             embedding.c.model_key == model_key, embedding.c.collection_key == collection_key
@@ -286,7 +286,7 @@ def _keys(connection: sa.Connection, model_key: int, collection_key: int) -> Key
     return np.sort(np.fromiter(found, dtype=np.int64))
 
 
-def _read(connection: sa.Connection, model_key: int, keys: Keys) -> Iterator[tuple[Keys, EmbeddingsF32]]:
+def _read(connection: sa.Connection, model_key: int, keys: Ints) -> Iterator[tuple[Ints, EmbeddingsF32]]:
     """Those of `keys`, which ascend, that exist and are of this model, with their embeddings, so many at a time."""
     for start in range(0, len(keys), CHUNK):
         some = keys[start : start + CHUNK]

@@ -12,14 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 import sqlalchemy as sa
 
-from app.checkpoint.matching import EmbeddingsF32, distances
+from app.arrays import EmbeddingsF32, Ints
+from app.checkpoint.matching import distances
 from app.database.engines import Engine
 from app.database.statements import Statement
 from app.database.tables import embedding, identity, reference, unpacked
 from app.gallery import collections as gallery
 from app.gallery.collections import Filter, meets
 from app.search.index import GalleryIndex, unlabelled
-from app.search.vectors import TOLERANCE, Keys
+from app.search.vectors import TOLERANCE
 
 # What an index orders by rounded numbers may swap with its neighbours when taken exactly.
 SLACK = 8
@@ -119,7 +120,7 @@ class ByFaiss:
         return connection.execute(query, {"keys": json.dumps(keys.tolist())}).all(), complete
 
 
-def contenders(proposed_N: EmbeddingsF32, identity_N: Keys, identities: int) -> list[int]:
+def contenders(proposed_N: EmbeddingsF32, identity_N: Ints, identities: int) -> list[int]:
     """Which of the references proposed, nearest first, may be an identity's nearest among the nearest `identities`.
 
     Each of these distances is within `TOLERANCE` of the exact one. So the exact nearest identities are among those

@@ -9,13 +9,11 @@ from collections.abc import Iterable
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
-from app.checkpoint.matching import EmbeddingsF32
+from app.arrays import EmbeddingsF32, Ints
 
-Keys = NDArray[np.int64]
 # FAISS's own distances, which are squared, ascending; and keys.
-Proposed = tuple[EmbeddingsF32, Keys]
+Proposed = tuple[EmbeddingsF32, Ints]
 # Of a distance from a float16 vector of length 1: that is at most 2^-11 from the one enrolled, and so is its distance.
 TOLERANCE = 0.001
 
@@ -41,12 +39,12 @@ class Exact:
     def __len__(self) -> int:
         return sum(int(block.ntotal) for block in self._blocks)
 
-    def add(self, keys: Keys, embeddings_ND: EmbeddingsF32) -> None:
+    def add(self, keys: Ints, embeddings_ND: EmbeddingsF32) -> None:
         if not self._blocks or self._blocks[-1].ntotal + len(keys) > BLOCK:
             self._blocks.append(faiss.IndexIDMap(faiss.IndexFlatL2(self._dim)))
         self._blocks[-1].add_with_ids(embeddings_ND, keys)
 
-    def remove(self, keys: Keys) -> None:
+    def remove(self, keys: Ints) -> None:
         for block in self._blocks:
             block.remove_ids(keys)
         self._blocks = [block for block in self._blocks if block.ntotal]
@@ -83,10 +81,10 @@ class Approximate:
     def __len__(self) -> int:
         return int(self.faiss.ntotal)
 
-    def add(self, keys: Keys, embeddings_ND: EmbeddingsF32) -> None:
+    def add(self, keys: Ints, embeddings_ND: EmbeddingsF32) -> None:
         self.faiss.add_with_ids(embeddings_ND, keys)
 
-    def remove(self, keys: Keys) -> None:
+    def remove(self, keys: Ints) -> None:
         self.faiss.remove_ids(faiss.IDSelectorArray(len(keys), faiss.swig_ptr(keys)))
 
     def propose(self, probe_D: EmbeddingsF32, reach: int) -> Proposed:
@@ -115,7 +113,7 @@ def _search(index: faiss.Index, probe_D: EmbeddingsF32, reach: int, params: obje
     return away[0][there], keys[0][there]
 
 
-def build(dim: int, sample_ND: EmbeddingsF32, parts: Iterable[tuple[Keys, EmbeddingsF32]], total: int) -> Approximate:
+def build(dim: int, sample_ND: EmbeddingsF32, parts: Iterable[tuple[Ints, EmbeddingsF32]], total: int) -> Approximate:
     """An index of the embeddings in `parts`, about `total` of them; cells are learned from the sample `[N, D]`.
 
     Visits as many cells as it takes to reach the recall promised, measured on the embeddings themselves.
@@ -145,7 +143,7 @@ def cells_for(total: int) -> int:
     return max(16, min(65_536, round(4 * math.sqrt(total))))
 
 
-def _tune(ivf: faiss.IndexIVF, probes_PD: EmbeddingsF32, truth_PK: Keys) -> None:
+def _tune(ivf: faiss.IndexIVF, probes_PD: EmbeddingsF32, truth_PK: Ints) -> None:
     """Visit the fewest cells that reach the recall promised, times the margin."""
     for quarter in range(4 * ivf.nlist.bit_length() + 1):
         ivf.nprobe = min(ivf.nlist, round(2 ** (quarter / 4)))
@@ -155,14 +153,14 @@ def _tune(ivf: faiss.IndexIVF, probes_PD: EmbeddingsF32, truth_PK: Keys) -> None
     ivf.nprobe = min(ivf.nlist, round(MARGIN * ivf.nprobe))
 
 
-def _recalls(found_PK: Keys, truth_PK: Keys) -> bool:
+def _recalls(found_PK: Ints, truth_PK: Ints) -> bool:
     # Each probe finds itself, or its twin, first; its neighbours come after.
     nearest = np.mean([t[1] in f for f, t in zip(found_PK, truth_PK, strict=True)])
     ten = np.mean([np.isin(t[1:], f).mean() for f, t in zip(found_PK, truth_PK, strict=True)])
     return bool(nearest >= RECALL_AT_1 and ten >= RECALL_AT_10)
 
 
-def sampled(keys: Keys, total: int) -> Keys:
+def sampled(keys: Ints, total: int) -> Ints:
     """Which embeddings to learn cells from: evenly spread, so that no time of enrolment is favoured."""
     wanted = POINTS_PER_CELL * cells_for(total)
     return keys[:: max(1, len(keys) // wanted)]

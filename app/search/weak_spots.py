@@ -1,6 +1,6 @@
 """What in a gallery will go wrong: references that disagree, identities too close to tell apart, mislabelled images.
 
-Pure functions on embeddings. Array axes: N references, R rows of them at a time.
+Pure functions on embeddings.
 """
 
 from collections.abc import Sequence
@@ -8,16 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from app.checkpoint.matching import MAX_DISTANCE, EmbeddingsF32, decide, distance
+from app.arrays import EmbeddingsF32, Floats32, Ints
+from app.checkpoint.matching import MAX_DISTANCE, decide, distance
 
 # Distances compared at a time, and how many pairs of identities are kept at most: the nearest.
 CELLS, MOST = 2**25, 10_000
-
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ class _Nearest:
         self.first_P = np.empty(0, dtype=np.int64)
         self.second_P = np.empty(0, dtype=np.int64)
 
-    def add(self, a_I: Ints, b_I: Ints, distance_I: NDArray[np.float32], first_I: Ints, second_I: Ints) -> None:
+    def add(self, a_I: Ints, b_I: Ints, distance_I: Floats32, first_I: Ints, second_I: Ints) -> None:
         pair_I = np.minimum(a_I, b_I) * self._identities + np.maximum(a_I, b_I)
         pair, apart = np.append(self._pair_P, pair_I), np.append(self._distance_P, distance_I)
         first, second = np.append(self.first_P, first_I), np.append(self.second_P, second_I)
@@ -142,6 +139,6 @@ class _Nearest:
         self.first_P, self.second_P = first[order], second[order]
 
 
-def _distances(some_RD: EmbeddingsF32, all_ND: EmbeddingsF32) -> NDArray[np.float32]:
+def _distances(some_RD: EmbeddingsF32, all_ND: EmbeddingsF32) -> Floats32:
     square_RN = 2 - 2 * (some_RD @ all_ND.T)
     return np.asarray(np.sqrt(np.clip(square_RN, 0, MAX_DISTANCE**2)), dtype=np.float32)

@@ -15,12 +15,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from app.arrays import EmbeddingsF32, ImageU8
 from app.checkpoint.encoder import Encoder
-from app.checkpoint.matching import EmbeddingsF32
 from app.errors import ImageError, Overloaded
 from app.http.routes.multipart import Upload
 from app.image.decoder import Decoder
-from app.image.policy import ImageU8
 from app.serving.metrics import Metrics
 from app.settings import Settings
 

@@ -15,9 +15,10 @@ import onnxruntime as ort
 from fastapi import Request
 from PIL import Image
 
+from app.arrays import ImageU8
 from app.checkpoint import format as checkpoint
 from app.checkpoint.format import Checkpoint
-from app.image.policy import ImageU8, decode
+from app.image.policy import decode
 
 
 class Verify(litserve.LitAPI):  # type: ignore[misc]

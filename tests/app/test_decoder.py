@@ -17,9 +17,10 @@ import pytest
 from conftest import drawings
 from PIL import Image
 
+from app.arrays import ImageU8
 from app.errors import BlankImage, DamagedImage, TooManyPixels
 from app.image.decoder import IMAGES_OF_A_PROCESS, Decoder
-from app.image.policy import HEIF, SERVED_FORMATS, ImageU8, Preprocessing, decode
+from app.image.policy import HEIF, SERVED_FORMATS, Preprocessing, decode
 from app.settings import Settings
 
 pillow_heif.register_heif_opener()

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from app.arrays import Floats
 from app.checkpoint import drift
 from app.checkpoint import format as checkpoint
 from app.checkpoint.calibration import Calibration
 from app.checkpoint.drift import LEAST, WINDOW, Drift, mixture_distance
-from app.checkpoint.matching import Floats
 
 FILES = sorted(EVALUATION.rglob("*.png"))
 GRID: Floats = np.linspace(0, 2, 2001)

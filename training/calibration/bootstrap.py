@@ -1,8 +1,7 @@
 """Intervals for error rates: which identities were sampled is drawn anew, many times.
 
 Pairs that share an identity, or identities of one group, are not independent, so what is resampled are identities, or
-whole groups where groups were kept out: *units*, U of them or fewer. Array axes: U identities, K thresholds, B
-resamples.
+whole groups where groups were kept out: *units*, U of them or fewer.
 """
 
 from collections.abc import Iterable
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import norm, t
 
+from app.arrays import Floats, Ints
 from training.calibration.claims import Claim
-from training.calibration.pairs import STEPS, Float, Int, grid_index
+from training.calibration.pairs import STEPS, grid_index
 
 RESAMPLES = 1000
 # Of fewer units there are too few different resamples: each is left out once instead.
@@ -29,13 +28,13 @@ class Rates:
     The first row is the sample itself. `too_wide_K`: by how much the FMR of resamples of identities spreads too far.
     """
 
-    fmr_BK: Float
-    fnmr_BK: Float
+    fmr_BK: Floats
+    fnmr_BK: Floats
     units: int
-    too_wide_K: Float | None
+    too_wide_K: Floats | None
 
     @property
-    def fmr_interval(self) -> tuple[Float, Float]:
+    def fmr_interval(self) -> tuple[Floats, Floats]:
         """Low and high ends `[K]` of the 95 % interval of the FMR.
 
         Resamples of identities miss the few pairs that match more easily than they repeat them, so their logarithms
@@ -57,14 +56,14 @@ class Rates:
             )
 
     @property
-    def fnmr_interval(self) -> tuple[Float, Float]:
+    def fnmr_interval(self) -> tuple[Floats, Floats]:
         """The same of the FNMR."""
         if self.units < FEW:
             return left_out(self.fnmr_BK, self.units)
         return interval(self.fnmr_BK[1:], self.units)
 
 
-def draw(unit_U: Int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+def draw(unit_U: Ints, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """How often each identity stands in each resample, `[1 + B, U]`; the first row is the sample itself.
 
     Units are drawn with replacement, as many as there are; the identities of a unit come together. Of fewer than `FEW`
@@ -77,7 +76,7 @@ def draw(unit_U: Int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.f
     return np.concatenate([np.ones((1, len(unit_U))), drawn[:, place_U]])
 
 
-def rates(claims: Iterable[Claim], thresholds_K: Float, weight_BU: Float, unit_U: Int) -> Rates:
+def rates(claims: Iterable[Claim], thresholds_K: Floats, weight_BU: Floats, unit_U: Ints) -> Rates:
     """Error rates of each resample. A pair of identities weighs w_i * w_j, and none is paired with its own copy.
 
     Nor is a group with its own copy: a pair within a group that was drawn w times weighs w, and pairs within groups
@@ -125,7 +124,7 @@ def rates(claims: Iterable[Claim], thresholds_K: Float, weight_BU: Float, unit_U
     return Rates(fmr_BK, fnmr_BK, units, too_wide_K)
 
 
-def dyadic_variance(row_UK: Float, square_K: Float) -> Float:
+def dyadic_variance(row_UK: Floats, square_K: Floats) -> Floats:
     """Variance of a mean over pairs of U identities, where pairs that share an identity may be correlated.
 
     Sum over such pairs of pairs of the product of their deviations from the mean, over the number of pairs squared
@@ -139,11 +138,11 @@ def dyadic_variance(row_UK: Float, square_K: Float) -> Float:
     pairs = identities * (identities - 1) / 2
     mean_K = row_UK.sum(axis=0) / 2 / pairs
     by_identity_K = np.square(row_UK - (identities - 1) * mean_K).sum(axis=0)
-    variance: Float = (by_identity_K - (square_K - pairs * mean_K**2)) / pairs**2
+    variance: Floats = (by_identity_K - (square_K - pairs * mean_K**2)) / pairs**2
     return variance
 
 
-def shares(claim: Claim, bin_of_G: Int, identities: int, size: int) -> Float:
+def shares(claim: Claim, bin_of_G: Ints, identities: int, size: int) -> Floats:
     """For each identity, the share of its images that are nearer than each threshold, `[U, K]`; zero for its own."""
     of_image = np.broadcast_to(claim.position_of_other, claim.others.shape)
     flat = of_image * (size + 1) + bin_of_G[grid_index(claim.others)]
@@ -153,7 +152,7 @@ def shares(claim: Claim, bin_of_G: Int, identities: int, size: int) -> Float:
     return np.asarray(result, dtype=np.float64)
 
 
-def interval(rates_BK: Float, units: int) -> tuple[Float, Float]:
+def interval(rates_BK: Floats, units: int) -> tuple[Floats, Floats]:
     """Low and high ends of the expanded percentile interval of each column.
 
     The plain percentiles are too narrow where units are few; their level is widened as Student's t is over the normal
@@ -169,7 +168,7 @@ def interval(rates_BK: Float, units: int) -> tuple[Float, Float]:
     return low_K, high_K
 
 
-def left_out(rates_BK: Float, units: int) -> tuple[Float, Float]:
+def left_out(rates_BK: Floats, units: int) -> tuple[Floats, Floats]:
     """Low and high ends by the jackknife with Student's t, on a logarithmic scale where no rate is zero.
 
     The first row is the sample, each other leaves a unit out (B. Efron, C. Stein, "The jackknife estimate of variance",

@@ -10,14 +10,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from app.arrays import Array, Floats, Floats32, Ints
 from app.checkpoint import format as format_1
 from app.checkpoint.format import CalibrationFacts
 from training.calibration import bootstrap, likelihood, rates
 from training.calibration.claims import claims, count_claims
 from training.calibration.galleries import spread
-from training.calibration.pairs import GRID, Float, Int, Labelled, PairCounts, count_pairs, labelled
+from training.calibration.pairs import GRID, Labelled, PairCounts, count_pairs, labelled
 from training.calibration.points import TARGETS, Unit, default_threshold, oddities, operating_points, units_of
 
 # Numbers of references that get curves of their own, if half of the identities have one image more.
@@ -34,9 +34,9 @@ INTERVALS = GRID[::100]
 class Sample:
     """Embeddings `[N, D]` of some identities, each image's identity and its group."""
 
-    embeddings_ND: NDArray[np.float32]
-    identity_N: Int
-    group_N: Int
+    embeddings_ND: Floats32
+    identity_N: Ints
+    group_N: Ints
 
     @cached_property
     def sorted(self) -> Labelled:
@@ -48,7 +48,7 @@ class Sample:
         """All pairs."""
         return count_pairs(self.embeddings_ND, self.identity_N, self.group_N)
 
-    def part(self, identities: Int) -> "Sample":
+    def part(self, identities: Ints) -> "Sample":
         """Some identities only."""
         return self._of(np.flatnonzero(np.isin(self.identity_N, identities)))
 
@@ -63,7 +63,7 @@ class Sample:
         rank = np.arange(len(order)) - np.repeat(starts, sizes)
         return self._of(np.sort(order[rank < MANY_IMAGES]))
 
-    def _of(self, index: Int) -> "Sample":
+    def _of(self, index: Ints) -> "Sample":
         return Sample(self.embeddings_ND[index], self.identity_N[index], self.group_N[index])
 
 
@@ -71,7 +71,7 @@ class Sample:
 class Calibration:
     """What a checkpoint says of verdicts: `curves` goes into `calibration.npz`, `fields` into its description."""
 
-    curves: Mapping[str, NDArray[Any]]
+    curves: Mapping[str, Array]
     fields: dict[str, Any]
 
 
@@ -133,7 +133,7 @@ def calibrate(
     )
 
 
-def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> Mapping[str, NDArray[Any]]:
+def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> Mapping[str, Array]:
     """What `calibration.npz` holds: curves over `distance`, named by rate, population and number of references R.
 
     `calibration_*_R` chose thresholds, `fmr_all_R` and `fnmr_all_R` were measured on test identities, and `*_low_R`,
@@ -145,7 +145,7 @@ def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> 
     pairs = (choose.counts, measure.counts)
     unit_U = units_of(measured, unit)
     weights = bootstrap.draw(unit_U)
-    named: dict[str, Float] = {"distance": GRID[CURVE]}
+    named: dict[str, Floats] = {"distance": GRID[CURVE]}
     if pairs[1].same_group_count_G.any():
         named["fmr_same_group_1"] = pairs[1].same_group_fmr_G[CURVE]
     for references in REFERENCES:

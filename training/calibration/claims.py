@@ -1,7 +1,7 @@
 """Claims: a probe against the references of one identity, as `/verify` judges them.
 
 With one reference a claim is a pair. With several, the nearest of them decides, and is closer by chance too; so each
-number of references has error rates of its own. Array axes: N images, U identities.
+number of references has error rates of its own.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from app.arrays import Floats, Ints
 from app.checkpoint.matching import MAX_DISTANCE
-from training.calibration.pairs import STEPS, Float, Int, Labelled, PairCounts, grid_index, normalised
+from training.calibration.pairs import STEPS, Labelled, PairCounts, grid_index, normalised
 
 # Sets of references drawn from an identity, at most: more images than this add little, and cost memory.
 SETS = 64
@@ -28,9 +29,9 @@ class Claim:
     """
 
     position: int
-    own: Float
-    others: Float
-    position_of_other: Int
+    own: Floats
+    others: Floats
+    position_of_other: Ints
 
 
 def claims(data: Labelled, references: int = 1, rule: Rule = "nearest", seed: int = 0) -> Iterator[Claim]:
@@ -55,7 +56,7 @@ def claims(data: Labelled, references: int = 1, rule: Rule = "nearest", seed: in
         yield Claim(position, own_S[left], distance_SN[:, other_N], position_N[other_N])
 
 
-def _distances(embeddings_ND: Float, references_SR: Int, rule: Rule) -> Float:
+def _distances(embeddings_ND: Floats, references_SR: Ints, rule: Rule) -> Floats:
     """Distances `[S, N]` of all images to sets of references, by the rule."""
     references_SRD = embeddings_ND[references_SR]
     if rule == "mean":

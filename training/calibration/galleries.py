@@ -4,16 +4,17 @@ FPIR at N identities is the mean over probes of 1 - (1 - FMR_probe)^N, not of th
 identities, most like none, and the first saturate (P. Grother, J. Phillips, "Models of large population recognition
 performance", CVPR 2004, on the spread between probes). FMR_probe is taken as beta-distributed, which gives
 FPIR = 1 - B(a, b + N) / B(a, b), and its two numbers are set by what the sample shows: the mean FMR, and how many
-probes match anybody among all identities that the sample has. Array axes: N images, K thresholds.
+probes match anybody among all identities that the sample has.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from app.arrays import Floats
 from app.checkpoint.matching import fpir
 from training.calibration.claims import claims
-from training.calibration.pairs import STEPS, Float, Labelled, grid_index
+from training.calibration.pairs import STEPS, Labelled, grid_index
 
 # a + b of the beta distribution: far below, a probe matches all or nobody; far above, all probes are alike.
 CONCENTRATIONS = (1e-4, 1e6)
@@ -23,11 +24,11 @@ CONCENTRATIONS = (1e-4, 1e6)
 class Spread:
     """Of the false-match rate over probes, by threshold: its mean `[K]` and its concentration `[K]`."""
 
-    mean_K: Float
-    concentration_K: Float
+    mean_K: Floats
+    concentration_K: Floats
 
 
-def spread(data: Labelled, references: int, thresholds_K: Float) -> Spread:
+def spread(data: Labelled, references: int, thresholds_K: Floats) -> Spread:
     """Measure every probe against every identity but its own, `references` of whose images are enrolled."""
     bin_of_G = np.searchsorted(grid_index(thresholds_K), np.arange(STEPS + 1))
     size, images = len(thresholds_K), len(data.embeddings_ND)
@@ -54,7 +55,7 @@ def spread(data: Labelled, references: int, thresholds_K: Float) -> Spread:
     return Spread(mean_K, concentration(mean_K, fpir_K, float(searched.max())))
 
 
-def concentration(mean_K: Float, fpir_K: Float, identities: float) -> Float:
+def concentration(mean_K: Floats, fpir_K: Floats, identities: float) -> Floats:
     """The a + b with which a beta distribution of this mean has this FPIR at so many identities.
 
     >>> mean = np.array([0.01])

@@ -4,7 +4,7 @@ A caller's prior turns it into a probability: log-odds = log-likelihood ratio + 
 J. du Preez, "Application-independent evaluation of speaker detection", Computer Speech and Language 2006). Logarithms
 are natural.
 All fits are on counted pairs (`pairs.PairCounts`), genuine and impostor pairs weighing half each, so that the fitted
-log-odds are the log-likelihood ratio. Array axes: G points of the grid of distances.
+log-odds are the log-likelihood ratio.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +14,10 @@ from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from training.calibration.pairs import GRID, Float, PairCounts
+from app.arrays import Floats
+from training.calibration.pairs import GRID, PairCounts
 
-Fit = Callable[[PairCounts], Float]
+Fit = Callable[[PairCounts], Floats]
 
 # Bends of the monotone alternative stand at these shares of both kinds of pairs.
 BENDS = (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
@@ -35,7 +36,7 @@ def has_both(counts: PairCounts) -> bool:
     return int(((counts.genuine_count_G + counts.impostor_count_G) > 0).sum()) > 1
 
 
-def logistic(counts: PairCounts) -> Float:
+def logistic(counts: PairCounts) -> Floats:
     """Log-likelihood ratio `[G]`, a straight line in the distance (J. Platt, "Probabilistic outputs", 1999).
 
     Zero, which says nothing, without pairs of both kinds or where the line would rise with distance.
@@ -54,7 +55,7 @@ def logistic(counts: PairCounts) -> Float:
     return np.asarray(np.clip(slope * GRID + intercept, -LIMIT, LIMIT), dtype=np.float64)
 
 
-def bent(counts: PairCounts) -> Float:
+def bent(counts: PairCounts) -> Floats:
     """Log-likelihood ratio `[G]`, piecewise linear and never rising with distance.
 
     Logistic regression on hinges max(0, x - d) that may only add to the fall. Where the two kinds of distances are no
@@ -75,15 +76,15 @@ def bent(counts: PairCounts) -> Float:
     ])  # fmt: skip
     edges = np.concatenate([[0.0], knots[(knots > 0) & (knots < GRID[-1])], [GRID[-1]]])
 
-    def basis(distance: Float) -> Float:
+    def basis(distance: Floats) -> Floats:
         """How much of each segment between two edges lies below a distance."""
-        part: Float = np.clip(distance[:, None] - edges[None, :-1], 0, np.diff(edges)[None, :])
+        part: Floats = np.clip(distance[:, None] - edges[None, :-1], 0, np.diff(edges)[None, :])
         return part
 
     used = genuine + impostor > 0
     features, genuine, impostor = basis(at[used]), genuine[used], impostor[used]
 
-    def objective(parameters: Float) -> tuple[float, Float]:
+    def objective(parameters: Floats) -> tuple[float, Floats]:
         intercept, falls = parameters[0], parameters[1:]
         score = intercept - features @ falls
         loss = genuine @ np.logaddexp(0, -score) + impostor @ np.logaddexp(0, score)
@@ -102,7 +103,7 @@ def bent(counts: PairCounts) -> Float:
     return np.asarray(np.clip(found.x[0] - basis(GRID) @ found.x[1:], -LIMIT, LIMIT), dtype=np.float64)
 
 
-def pool_adjacent_violators(counts: PairCounts) -> Float:
+def pool_adjacent_violators(counts: PairCounts) -> Floats:
     """The best log-likelihood ratio `[G]` that falls with distance, in hindsight: fitted to each one seen."""
     if not has_both(counts):
         return np.zeros(len(GRID))
@@ -115,7 +116,7 @@ def pool_adjacent_violators(counts: PairCounts) -> Float:
         return np.asarray(np.log(probability) - np.log1p(-probability), dtype=np.float64)
 
 
-def cllr(counts: PairCounts, llr_G: Float) -> float | None:
+def cllr(counts: PairCounts, llr_G: Floats) -> float | None:
     """What the log-likelihood ratios cost, in bits: 0 is perfect, 1 says nothing (Bruemmer and du Preez 2006, eq. 26).
 
     None without pairs of both kinds.
@@ -148,7 +149,7 @@ def choose_fit(folds: Sequence[tuple[PairCounts, PairCounts]]) -> str:
 FITS: dict[str, Fit] = {"logistic": logistic, "bent": bent}
 
 
-def bounds(counts: PairCounts, llr_G: Float) -> tuple[float, float]:
+def bounds(counts: PairCounts, llr_G: Floats) -> tuple[float, float]:
     """The lowest and highest log-likelihood ratio that the sample supports.
 
     Beyond them, with one more misleading pair of each kind in the sample, the ratios would decide worse than none:
@@ -170,7 +171,7 @@ def bounds(counts: PairCounts, llr_G: Float) -> tuple[float, float]:
     return min(low, 0.0), max(high, 0.0)
 
 
-def reliability(counts: PairCounts, llr_G: Float, edges: Sequence[float] | Float) -> tuple[Float, Float, Float]:
+def reliability(counts: PairCounts, llr_G: Floats, edges: Sequence[float] | Floats) -> tuple[Floats, Floats, Floats]:
     """Of the pairs given a probability at prior 0.5, how many are genuine: for each bin between two edges that holds
     pairs, the mean probability given, the share that is genuine, and the share of all pairs."""
     probability_G = 1 / (1 + np.exp(-llr_G))

@@ -1,7 +1,7 @@
 """Embeddings to counts of pairs: how many genuine and impostor pairs lie at each distance.
 
 Pairs are counted over a grid of distances (`GRID`, steps of 0.0001), so that memory does not grow with their
-number. Array axes: N images, G points of the grid, P pairs of identities.
+number.
 
 FMR and FNMR are per comparison (ISO/IEC 19795-1). Every pair of identities weighs the same in FMR and every
 identity the same in FNMR, however many images each has.
@@ -11,18 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from app.checkpoint.matching import MAX_DISTANCE, EmbeddingsF32
+from app.arrays import Bools, EmbeddingsF32, Floats, Ints
+from app.checkpoint.matching import MAX_DISTANCE
 
 STEPS = 20_000
-GRID: NDArray[np.float64] = np.linspace(0.0, MAX_DISTANCE, STEPS + 1)
+GRID: Floats = np.linspace(0.0, MAX_DISTANCE, STEPS + 1)
 
 # Images compared with all that follow at a time.
 ROWS = 512
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,35 +31,35 @@ class PairCounts:
     `genuine_identities` are those with two images at least.
     """
 
-    genuine_weight_G: Float
-    impostor_weight_G: Float
-    same_group_weight_G: Float
-    genuine_count_G: Int
-    impostor_count_G: Int
-    same_group_count_G: Int
-    closest_P: Float
+    genuine_weight_G: Floats
+    impostor_weight_G: Floats
+    same_group_weight_G: Floats
+    genuine_count_G: Ints
+    impostor_count_G: Ints
+    same_group_count_G: Ints
+    closest_P: Floats
     identities: int
     genuine_identities: int
 
     @property
-    def fmr_G(self) -> Float:
+    def fmr_G(self) -> Floats:
         """Share of impostor pairs called similar at each threshold of the grid."""
         return np.cumsum(self.impostor_weight_G)
 
     @property
-    def same_group_fmr_G(self) -> Float:
+    def same_group_fmr_G(self) -> Floats:
         """The same over impostor pairs of one group, the near neighbours."""
         return np.cumsum(self.same_group_weight_G)
 
     @property
-    def fnmr_G(self) -> Float:
+    def fnmr_G(self) -> Floats:
         """Share of genuine pairs called dissimilar at each threshold of the grid."""
         # summed from the far end, so that no error left is exactly zero
-        beyond_G: Float = np.cumsum(self.genuine_weight_G[::-1])[::-1]
+        beyond_G: Floats = np.cumsum(self.genuine_weight_G[::-1])[::-1]
         return np.append(beyond_G[1:], 0.0)
 
 
-def grid_index(distances: Float) -> Int:
+def grid_index(distances: Floats) -> Ints:
     """The first point of the grid at which a pair of this distance is called similar.
 
     >>> grid_index(np.array([0.0, 0.00005, 0.0001, 2.0])).tolist()
@@ -78,8 +75,8 @@ class Rows:
     """Distances of some images of one identity: to their own kind, and to all images of later identities `[s, M]`."""
 
     identity: int
-    own: Float
-    others: Float
+    own: Floats
+    others: Floats
 
 
 @dataclass(frozen=True)
@@ -87,14 +84,14 @@ class Labelled:
     """Embeddings `[N, D]` sorted by identity, and where each of the U identities starts, how many images it has, its
     name `identity_U` and its group `group_U`."""
 
-    embeddings_ND: NDArray[np.float64]
-    starts_U: Int
-    sizes_U: Int
-    identity_U: Int
-    group_U: Int
+    embeddings_ND: Floats
+    starts_U: Ints
+    sizes_U: Ints
+    identity_U: Ints
+    group_U: Ints
 
     @property
-    def position_N(self) -> Int:
+    def position_N(self) -> Ints:
         """The place of each image's identity among the U."""
         return np.repeat(np.arange(len(self.sizes_U)), self.sizes_U)
 
@@ -117,14 +114,14 @@ class Labelled:
                 yield Rows(position, own[np.triu_indices(len(own), 1, own.shape[1])], distance[:, span.stop - first :])
 
 
-def labelled(embeddings_ND: EmbeddingsF32, identity_N: Int, group_N: Int) -> Labelled:
+def labelled(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -> Labelled:
     """Sort a labelled set by identity. Each identity belongs to one group."""
     order = np.argsort(identity_N, kind="stable")
     names, starts, sizes = np.unique(identity_N[order], return_index=True, return_counts=True)
     return Labelled(embeddings_ND[order].astype(np.float64), starts, sizes, names, group_N[order][starts])
 
 
-def count_pairs(embeddings_ND: EmbeddingsF32, identity_N: Int, group_N: Int) -> PairCounts:
+def count_pairs(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -> PairCounts:
     """Count all genuine and all impostor pairs of a labelled set, one identity at a time.
 
     Groups matter only if there are several; `same_group` stays empty otherwise.
@@ -168,7 +165,7 @@ def count_pairs(embeddings_ND: EmbeddingsF32, identity_N: Int, group_N: Int) -> 
     )
 
 
-def count_listed_pairs(distances: Float, same: NDArray[np.bool_]) -> PairCounts:
+def count_listed_pairs(distances: Floats, same: Bools) -> PairCounts:
     """Count a given list of pairs; every pair weighs the same, and counts as a pair of identities."""
     size = STEPS + 1
     genuine = np.bincount(grid_index(distances[same]), minlength=size)
@@ -186,7 +183,7 @@ def count_listed_pairs(distances: Float, same: NDArray[np.bool_]) -> PairCounts:
     )
 
 
-def normalised(weight_G: Float) -> Float:
+def normalised(weight_G: Floats) -> Floats:
     """Weights that sum to one, or zero where there are none."""
     total = weight_G.sum()
     return weight_G / total if total else weight_G

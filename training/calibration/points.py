@@ -5,10 +5,11 @@ from typing import Literal
 
 import numpy as np
 
+from app.arrays import Floats, Ints
 from app.checkpoint.matching import OperatingPoint
 from training.calibration import bootstrap, rates
 from training.calibration.claims import claims
-from training.calibration.pairs import Float, Int, Labelled, PairCounts
+from training.calibration.pairs import Labelled, PairCounts
 
 TARGETS = (0.1, 0.01, 0.001, 0.0001)
 # From this share of genuine pairs at distance zero on, they are spoken of.
@@ -77,12 +78,12 @@ def default_threshold(
     return margin / 2, "margin", note
 
 
-def units_of(data: Labelled, unit: Unit) -> Int:
+def units_of(data: Labelled, unit: Unit) -> Ints:
     """What each identity is resampled with: itself, or its group, `[U]`."""
     return data.group_U if unit == "group" else np.arange(len(data.sizes_U))
 
 
-def _ends(interval: tuple[Float, Float], at: int) -> tuple[float, float] | None:
+def _ends(interval: tuple[Floats, Floats], at: int) -> tuple[float, float] | None:
     low, high = float(interval[0][at]), float(interval[1][at])
     return None if np.isnan(low) or np.isnan(high) else (low, high)
 

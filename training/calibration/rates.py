@@ -1,21 +1,19 @@
-"""Counts of pairs to error rates and thresholds: pure functions on arrays.
-
-Array axes: G points of the grid of distances.
-"""
+"""Counts of pairs to error rates and thresholds: pure functions on arrays."""
 
 from typing import Any
 
 import numpy as np
 
+from app.arrays import Floats
 from app.checkpoint.matching import MAX_DISTANCE
-from training.calibration.pairs import GRID, STEPS, Float, PairCounts
+from training.calibration.pairs import GRID, STEPS, PairCounts
 
 # A rate is promised only if at least so many false matches, from so many pairs of identities, carry it.
 MIN_FALSE_MATCHES = 10
 MIN_IDENTITY_PAIRS = 10
 
 
-def threshold_at_fmr(fmr_G: Float, target: float) -> float | None:
+def threshold_at_fmr(fmr_G: Floats, target: float) -> float | None:
     """The largest threshold of the grid whose FMR is at most `target`; None if even 0 has a larger one.
 
     >>> fmr_G = np.zeros(STEPS + 1); fmr_G[5000:] = 0.02
@@ -26,7 +24,7 @@ def threshold_at_fmr(fmr_G: Float, target: float) -> float | None:
     return float(GRID[index]) if index >= 0 else None
 
 
-def equal_error_rate(fmr_G: Float, fnmr_G: Float) -> float:
+def equal_error_rate(fmr_G: Floats, fnmr_G: Floats) -> float:
     """The rate where FMR = FNMR, linear between two points of the grid.
 
     >>> equal_error_rate(np.linspace(0, 1, STEPS + 1), np.linspace(1, 0, STEPS + 1))

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from training.data.batches import Int
+from app.arrays import ImageU8, Ints
 
 # Cells of the coarse field of shifts that bends an image; it is smoothly enlarged to the image's size.
 FIELD = 6
@@ -109,7 +108,7 @@ class Moves:
         return Moves(**parts)
 
 
-def draw(how: Augmentation, group_P: Int, images: int, channels: int, rng: np.random.Generator) -> Moves:
+def draw(how: Augmentation, group_P: Ints, images: int, channels: int, rng: np.random.Generator) -> Moves:
     """What happens to a batch of P identities x `images` images; `group_P` is the group of each identity.
 
     The identities of a group are turned and mirrored alike: a turned alphabet is another alphabet, in which all
@@ -212,7 +211,7 @@ def _jpeg(x_BCHW: Tensor, quality_B: Tensor) -> Tensor:
     index_J = quality_B.nonzero().flatten()
     pixels_JHWC = (x_BCHW[index_J] * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
-    def pass_through(pixels_HWC: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    def pass_through(pixels_HWC: ImageU8, quality: int) -> ImageU8:
         file = io.BytesIO()
         Image.fromarray(pixels_HWC.squeeze()).save(file, format="JPEG", quality=quality)
         return np.array(Image.open(file)).reshape(pixels_HWC.shape)

@@ -11,9 +11,8 @@ and several processes draw the same batch and each take their share of it.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Int = NDArray[np.int64]
+from app.arrays import Ints
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Balance:
 class Batches:
     """Batches drawn from the identities `members` only; the same for the same seed and number."""
 
-    def __init__(self, identity_N: Int, group_of_identity: Int, members: Int, balance: Balance, seed: int) -> None:
+    def __init__(self, identity_N: Ints, group_of_identity: Ints, members: Ints, balance: Balance, seed: int) -> None:
         self.members = members
         self.balance = balance
         self.seed = seed
@@ -45,7 +44,7 @@ class Batches:
         groups = group_of_identity[members]
         self.members_of = [members[groups == group] for group in np.unique(groups)]
 
-    def draw(self, number: int) -> Int:
+    def draw(self, number: int) -> Ints:
         """Image indices `[P * K]` of one batch, identity after identity.
 
         An identity with fewer than K images repeats some: its copies differ by augmentation alone. With
@@ -63,7 +62,7 @@ class Batches:
         return np.concatenate([_draw(self.images_of[int(identity)], balance.images, rng) for identity in identities])
 
 
-def _draw(images: Int, count: int, rng: np.random.Generator) -> Int:
+def _draw(images: Ints, count: int, rng: np.random.Generator) -> Ints:
     if len(images) >= count:
         return rng.choice(images, size=count, replace=False)
     return np.concatenate([images, rng.choice(images, size=count - len(images), replace=True)])

@@ -1,7 +1,4 @@
-"""A folder of labelled images to identities, and identities to disjoint splits.
-
-Array axes, here and in every room: N images, B images of a batch, H x W pixels, C channels, D embedding.
-"""
+"""A folder of labelled images to identities, and identities to disjoint splits."""
 
 import hashlib
 import os
@@ -13,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from app.arrays import ImageU8, Ints
 from app.errors import ImageError, UsageError
-from app.image.policy import FOLDER_FORMATS, ImageU8, Preprocessing, decode
+from app.image.policy import FOLDER_FORMATS, Preprocessing, decode
 
 SplitName = Literal["train", "calibration", "test"]
 # Decoded pixels beyond this live in a file that the kernel pages in and out.
@@ -35,11 +32,11 @@ class Dataset:
     """
 
     images_NHWC: ImageU8
-    identity_N: NDArray[np.int64]
+    identity_N: Ints
     paths: list[str]
     identities: list[str]
     groups: list[str]
-    group_of_identity: NDArray[np.int64]
+    group_of_identity: Ints
     sha256_N: list[str]
     fingerprint: str
     unreadable: list[str]
@@ -53,10 +50,10 @@ class Dataset:
         return len(self.unreadable)
 
     @property
-    def group_N(self) -> NDArray[np.int64]:
+    def group_N(self) -> Ints:
         return self.group_of_identity[self.identity_N]
 
-    def images_of(self, identities: NDArray[np.int64]) -> NDArray[np.int64]:
+    def images_of(self, identities: Ints) -> Ints:
         """Indices of all images of the given identities."""
         return np.flatnonzero(np.isin(self.identity_N, identities))
 
@@ -172,7 +169,7 @@ def split_identities(
     test: float,
     by: Literal["identity", "group"],
     seed: int,
-) -> dict[SplitName, NDArray[np.int64]]:
+) -> dict[SplitName, Ints]:
     """Identities of the three splits, disjoint, as sorted indices; the same for the same seed and names.
 
     `calibration` and `test` are shares of the identities (or of the groups, which then stay whole).
@@ -191,15 +188,15 @@ def split_identities(
         "test": order[n_calibration : n_calibration + n_test],
         "train": order[n_calibration + n_test :],
     }
-    member: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    member: Callable[[Ints], Ints]
     if by == "identity":
         member = np.sort
     else:
 
-        def member(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        def member(groups: Ints) -> Ints:
             return np.flatnonzero(np.isin(dataset.group_of_identity, groups))
 
-    splits: dict[SplitName, NDArray[np.int64]] = {
+    splits: dict[SplitName, Ints] = {
         "train": member(parts["train"]),
         "calibration": member(parts["calibration"]),
         "test": member(parts["test"]),

@@ -14,11 +14,10 @@ import faiss
 import numpy as np
 from tqdm import tqdm
 
+from app.arrays import EmbeddingsF32, ImageU8, Ints
 from app.checkpoint.format import printable
-from app.checkpoint.matching import EmbeddingsF32
 from app.errors import UsageError
-from app.image.policy import BLANK_RANGE, ImageU8
-from training.calibration.pairs import Int
+from app.image.policy import BLANK_RANGE
 from training.data.dataset import Dataset, SplitName
 
 # Names that people give to the parts of a split.
@@ -53,7 +52,7 @@ class Finding:
 
 def look(
     dataset: Dataset,
-    splits: dict[SplitName, Int] | None = None,
+    splits: dict[SplitName, Ints] | None = None,
     embeddings_ND: EmbeddingsF32 | None = None,
     *,
     progress: bool = False,
@@ -113,7 +112,7 @@ def _split_folders(dataset: Dataset) -> list[Finding]:
     return [Finding("split_folders", words, tuple(places), refuses=True)] if places else []
 
 
-def _split_of(dataset: Dataset, splits: dict[SplitName, Int] | None) -> Int | None:
+def _split_of(dataset: Dataset, splits: dict[SplitName, Ints] | None) -> Ints | None:
     if splits is None:
         return None
     split_I = np.zeros(len(dataset.identities), dtype=np.int64)
@@ -128,7 +127,7 @@ def _exact_duplicates(sha256_N: Sequence[str]) -> list[tuple[int, int]]:
     return [(first[digest], index) for index, digest in enumerate(sha256_N) if first.setdefault(digest, index) != index]
 
 
-def _near_duplicates(similar_NK: EmbeddingsF32, nearest_NK: Int, sha256_N: Sequence[str]) -> list[tuple[int, int]]:
+def _near_duplicates(similar_NK: EmbeddingsF32, nearest_NK: Ints, sha256_N: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of images that are nearly one picture, but not the same bytes."""
     rows, columns = np.nonzero(similar_NK >= SAME_PICTURE)
     pairs = {(min(i, j), max(i, j)) for i, j in zip(rows.tolist(), nearest_NK[rows, columns].tolist(), strict=True)}
@@ -136,7 +135,7 @@ def _near_duplicates(similar_NK: EmbeddingsF32, nearest_NK: Int, sha256_N: Seque
 
 
 def _duplicates(
-    dataset: Dataset, split_I: Int | None, pairs: Sequence[tuple[int, int]], kind: str, words: str
+    dataset: Dataset, split_I: Ints | None, pairs: Sequence[tuple[int, int]], kind: str, words: str
 ) -> list[Finding]:
     """Duplicates by what they spoil: a split, the meaning of an identity, or only the variety."""
     across_splits, across_identities, within = [], [], []
@@ -163,7 +162,7 @@ def _duplicates(
 
 
 def _mislabelled(
-    dataset: Dataset, vectors_ND: EmbeddingsF32, similar_NK: EmbeddingsF32, nearest_NK: Int
+    dataset: Dataset, vectors_ND: EmbeddingsF32, similar_NK: EmbeddingsF32, nearest_NK: Ints
 ) -> list[Finding]:
     """Images that are much nearer to several of another identity than to any of their own."""
     nearest_own_N = _nearest_own(dataset.identity_N, vectors_ND)
@@ -182,7 +181,7 @@ def _mislabelled(
     return [Finding("mislabelled", f"{len(places):,} images look mislabelled", places)] if places else []
 
 
-def _nearest_own(identity_N: Int, vectors_ND: EmbeddingsF32) -> EmbeddingsF32:
+def _nearest_own(identity_N: Ints, vectors_ND: EmbeddingsF32) -> EmbeddingsF32:
     """Each image's distance to the nearest other image of its identity; infinite where there is none."""
     nearest_N = np.full(len(identity_N), np.inf, dtype=np.float32)
     for identity in np.unique(identity_N):
@@ -233,7 +232,7 @@ def _thumbnails(images_NHWC: ImageU8) -> EmbeddingsF32:
     return small_ND
 
 
-def _neighbours(vectors_ND: EmbeddingsF32, *, progress: bool) -> tuple[EmbeddingsF32, Int]:
+def _neighbours(vectors_ND: EmbeddingsF32, *, progress: bool) -> tuple[EmbeddingsF32, Ints]:
     """Dot products `[N, K]` with the nearest images and their indices, each image itself among them."""
     count, size = vectors_ND.shape
     cells = round(4 * count**0.5)

@@ -1,8 +1,6 @@
 """The encoder's network: uint8 pixels to unit embeddings. The Siamese twins are this one, applied twice.
 
-    pixels -> scaled -> features (a backbone) -> bottleneck -> pooled -> head -> unit length
-
-Array axes: B images of a batch, C channels, H x W pixels or cells, D embedding.
+pixels -> scaled -> features (a backbone) -> bottleneck -> pooled -> head -> unit length
 """
 
 from typing import Any, cast

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.checkpoint.matching import EmbeddingsF32
-from training.calibration.pairs import Float, Int
+from app.arrays import EmbeddingsF32, Floats, Ints
 
 # Images compared with all others at a time.
 ROWS = 512
@@ -20,7 +19,7 @@ class Pair:
     distance: float
 
 
-def hardest_pairs(embeddings_ND: EmbeddingsF32, identity_N: Int, count: int) -> tuple[list[Pair], list[Pair]]:
+def hardest_pairs(embeddings_ND: EmbeddingsF32, identity_N: Ints, count: int) -> tuple[list[Pair], list[Pair]]:
     """The farthest genuine and the nearest impostor pairs, hardest first.
 
     At most one genuine pair of an identity and one impostor pair of two identities, so that one odd image does
@@ -51,6 +50,6 @@ def hardest_pairs(embeddings_ND: EmbeddingsF32, identity_N: Int, count: int) -> 
     return genuine[:count], sorted(nearest.values(), key=lambda pair: pair.distance)[:count]
 
 
-def _apart(a_ND: Float, b_ND: Float) -> Float:
-    apart: Float = np.sqrt(np.maximum(2 - 2 * a_ND @ b_ND.T, 0))
+def _apart(a_ND: Floats, b_ND: Floats) -> Floats:
+    apart: Floats = np.sqrt(np.maximum(2 - 2 * a_ND @ b_ND.T, 0))
     return apart

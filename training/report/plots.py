@@ -13,9 +13,8 @@ from scipy.special import ndtri
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from app.checkpoint.matching import EmbeddingsF32
-from app.image.policy import ImageU8
-from training.calibration.pairs import GRID, Float, Int, PairCounts
+from app.arrays import EmbeddingsF32, Floats, ImageU8, Ints
+from training.calibration.pairs import GRID, PairCounts
 from training.report.hardest import Pair
 
 # One image `[H, W, C]` of those that a plot is of, by its index.
@@ -139,7 +138,7 @@ def error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def reliability(predicted_B: Float, observed_B: Float, share_B: Float) -> Figure:
+def reliability(predicted_B: Floats, observed_B: Floats, share_B: Floats) -> Figure:
     """Of the pairs given a probability of being genuine, how many are; bars: how many pairs get it."""
     figure, (axes,) = _figure(1)
     figure.set_size_inches(5.6, 4.4)
@@ -179,7 +178,7 @@ def hardest(pairs: Sequence[Pair], picture: Picture, names: Sequence[str], title
 
 
 @matplotlib.rc_context(STYLE)
-def projection(embeddings_ND: EmbeddingsF32, identity_N: Int, picture: Picture | None, seed: int) -> Figure:
+def projection(embeddings_ND: EmbeddingsF32, identity_N: Ints, picture: Picture | None, seed: int) -> Figure:
     """PCA and t-SNE of up to 12 unseen identities, a colour each; a thumbnail, if there are images, stands beside
     each one's middle."""
     chosen = np.random.default_rng(seed).permutation(np.unique(identity_N))[:12]

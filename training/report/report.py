@@ -13,10 +13,10 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
+from app.arrays import ImageU8, Ints
 from app.checkpoint.format import Checkpoint, printable
-from app.image.policy import ImageU8
 from training.calibration import likelihood, rates
-from training.calibration.pairs import GRID, Int, count_pairs
+from training.calibration.pairs import GRID, count_pairs
 from training.data.dataset import Dataset, SplitName
 from training.data.lint import Finding
 from training.evaluate import embed_images, open_encoder
@@ -31,7 +31,7 @@ HARDEST = 12
 def write(
     checkpoint: Checkpoint,
     dataset: Dataset,
-    splits: dict[SplitName, Int],
+    splits: dict[SplitName, Ints],
     history: Sequence[dict[str, Any]],
     findings: Sequence[Finding],
     *,

@@ -15,9 +15,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from app.arrays import Ints
 from app.errors import UsageError
 from training.calibration import rates
-from training.calibration.pairs import Int, count_pairs
+from training.calibration.pairs import count_pairs
 from training.data.augment import KINDS, Augmentation, apply, draw
 from training.data.batches import Balance, Batches
 from training.data.dataset import Dataset
@@ -49,7 +50,7 @@ class Learner(nn.Module):
 class Fit:
     """A run of the loop over one data set: what stays the same from step to step."""
 
-    def __init__(self, fabric: Fabric, network: Encoder, dataset: Dataset, identities: Int, recipe: Recipe) -> None:
+    def __init__(self, fabric: Fabric, network: Encoder, dataset: Dataset, identities: Ints, recipe: Recipe) -> None:
         self.fabric, self.dataset, self.recipe = fabric, dataset, recipe
         self.how = augmentation(recipe)
         balance = Balance(
@@ -134,8 +135,8 @@ def fit(
     fabric: Fabric,
     network: Encoder,
     dataset: Dataset,
-    train_identities: Int,
-    validation_N: Int,
+    train_identities: Ints,
+    validation_N: Ints,
     recipe: Recipe,
     *,
     state: Path | None = None,
@@ -204,7 +205,7 @@ def schedule(step: int, total: int, warm_up_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, total - warm_up)))
 
 
-def _validate(network: Encoder, dataset: Dataset, of: Int, margin: float) -> Row:
+def _validate(network: Encoder, dataset: Dataset, of: Ints, margin: float) -> Row:
     embeddings_ND = embed(network, dataset.images_NHWC, of)
     if not np.isfinite(embeddings_ND).all():
         names = ("accuracy", "eer", "same_group_eer", "impostor_distance")

@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from app.arrays import Ints
 from app.errors import TrainingFailed
-from training.calibration.pairs import Int
 from training.data.dataset import Dataset
 from training.network.network import Encoder
 from training.recipe import Recipe
@@ -24,8 +24,8 @@ def search_margin(
     fabric: Fabric,
     network: Encoder,
     dataset: Dataset,
-    train_identities: Int,
-    validation_N: Int,
+    train_identities: Ints,
+    validation_N: Ints,
     recipe: Recipe,
     *,
     found: Path,

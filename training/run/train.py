@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from app.arrays import Ints
 from app.checkpoint.format import Architecture, Checkpoint
 from app.errors import UsageError
-from training.calibration.pairs import Int
 from training.data import lint
 from training.data.dataset import Dataset, check_new, new_directory, read_dataset, split_identities
 from training.data.look import settle
@@ -136,7 +136,7 @@ def _command(words: str, processes: int) -> str:
     return words if processes == 1 else f"torchrun --nproc-per-node {processes} --no-python {words}"
 
 
-def architecture_of(dataset: Dataset, train_N: Int, recipe: Recipe) -> Architecture:
+def architecture_of(dataset: Dataset, train_N: Ints, recipe: Recipe) -> Architecture:
     """The network that the recipe asks for, scaled to the pixels of (a sample of) the training images."""
     mean, std = _mean_and_std(dataset, train_N, recipe.seed)
     options: dict[str, Any] = {
@@ -157,7 +157,7 @@ def architecture_of(dataset: Dataset, train_N: Int, recipe: Recipe) -> Architect
     return Architecture(name=recipe.backbone, options=options)
 
 
-def _mean_and_std(dataset: Dataset, train_N: Int, seed: int) -> tuple[list[float], list[float]]:
+def _mean_and_std(dataset: Dataset, train_N: Ints, seed: int) -> tuple[list[float], list[float]]:
     """Of each channel in [0, 1], over a sample of the training images."""
     sample = np.sort(np.random.default_rng(seed).permutation(train_N)[:2000])
     total, squares, count = np.zeros(dataset.images_NHWC.shape[3]), np.zeros(dataset.images_NHWC.shape[3]), 0

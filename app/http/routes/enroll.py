@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Header
 from fastapi.concurrency import run_in_threadpool
 
-from app.checkpoint.matching import EmbeddingsF32
+from app.arrays import EmbeddingsF32
 from app.errors import ImageError, NothingEnrolled, TooManyImages
 from app.gallery import idempotency
 from app.gallery.originals import Originals

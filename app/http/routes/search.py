@@ -5,7 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from fastapi.concurrency import run_in_threadpool
 
-from app.checkpoint.matching import EmbeddingsF32, decide
+from app.arrays import EmbeddingsF32
+from app.checkpoint.matching import decide
 from app.errors import ConflictingFields
 from app.gallery import collections as gallery
 from app.gallery import encoders as models
