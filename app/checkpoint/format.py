@@ -9,21 +9,15 @@
 Nothing in it is pickled, and nothing is loaded before its hash was compared.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from app.arrays import Array, Floats
+from app.arrays import Floats
 from app.checkpoint.matching import OperatingPoint, Threshold
-from app.errors import CheckpointError
-from app.image.policy import DECODING_POLICY, Preprocessing
+from app.image.policy import Preprocessing
 
 FORMAT_VERSION = 1
 DESCRIPTION = "checkpoint.json"
@@ -31,8 +25,6 @@ ONNX = "encoder.onnx"
 WEIGHTS = "encoder.safetensors"
 CALIBRATION = "calibration.npz"
 HASHED = (ONNX, WEIGHTS, CALIBRATION)
-# `default` becomes another one the day that a checkpoint for photographs ships.
-BUNDLED = {"omniglot": "omniglot", "default": "omniglot"}
 
 
 class Part(BaseModel):
@@ -155,122 +147,6 @@ class Checkpoint(BaseModel):
             return {name: arrays[name] for name in arrays.files}
 
 
-def find(name_or_directory: str) -> Path:
-    """The directory of a checkpoint, given as a path or as the name of a bundled one."""
-    if name_or_directory in BUNDLED and not (Path(name_or_directory) / DESCRIPTION).exists():
-        return Path(str(files("app") / "checkpoint" / "bundled" / BUNDLED[name_or_directory]))
-    return Path(name_or_directory)
-
-
-def load(name_or_directory: str | Path) -> Checkpoint:
-    """Verify and open a checkpoint. Raises `CheckpointError` naming what is missing, altered or too new."""
-    directory = find(str(name_or_directory))
-    path = directory / DESCRIPTION
-    if not directory.is_dir():
-        raise CheckpointError(
-            f"There is no checkpoint {str(name_or_directory)!r}: give a directory that `diptych train` wrote, "
-            f"or a bundled name ({', '.join(sorted(BUNDLED))})."
-        )
-    try:
-        raw = json.loads(path.read_bytes())
-        version = raw["format_version"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing, so {directory} is no checkpoint.") from None
-    except OSError as problem:
-        raise CheckpointError(f"{path} can't be read: {problem.strerror}.") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{path} is damaged: it is not the JSON that training wrote.") from None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version!r}; this version of Diptych reads {FORMAT_VERSION}. "
-            "A newer checkpoint needs a newer Diptych."
-        )
-    try:
-        description = Description.model_validate(raw)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path} is altered: {where}: {first['msg']}.") from None
-    if description.preprocessing.decoding_policy != DECODING_POLICY:
-        raise CheckpointError(
-            f"{path} wants decoding policy {description.preprocessing.decoding_policy}; "
-            f"this version of Diptych has {DECODING_POLICY}."
-        )
-    if description.sha256.get(DESCRIPTION) != _sha256_of_description(raw):
-        raise CheckpointError(f"{path} is altered: it differs from what was written (sha256).")
-    for name in HASHED:
-        _verify(directory / name, description.sha256.get(name))
-    return Checkpoint(directory=directory, description=description)
-
-
-def seal(directory: Path, description: Description) -> Checkpoint:
-    """Hash the files in `directory` into the description and write it, last and at once.
-
-    The description goes in by a rename, so a directory without a whole `checkpoint.json` was interrupted.
-    """
-    sha256 = {name: _sha256(directory / name) for name in HASHED}
-    document = description.model_copy(update={"sha256": sha256}).model_dump(mode="json")
-    document["sha256"][DESCRIPTION] = _sha256_of_description(document)
-    temporary = directory / (DESCRIPTION + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(directory / DESCRIPTION)
-    return load(directory)
-
-
 def printable(name: str) -> str:
     """A directory's name as JSON can carry it: what is not Unicode in it is replaced."""
     return name.encode("utf-8", "replace").decode()
-
-
-def model_id(weights: Mapping[str, Array], architecture: Architecture, preprocessing: Preprocessing) -> str:
-    """Hash of what decides an embedding: architecture, preprocessing and weights in canonical order."""
-    decided_by = {
-        "architecture": architecture.model_dump(mode="json"),
-        "preprocessing": asdict(preprocessing),
-    }
-    return _hash(decided_by, weights)
-
-
-def calibration_id(margin: float, threshold: float, points: list[OperatingPoint], curves: Mapping[str, Array]) -> str:
-    """Hash of what decides a verdict, given the distance."""
-    decided_by = {
-        "margin": margin,
-        "threshold": threshold,
-        "operating_points": [asdict(point) for point in points],
-    }
-    return _hash(decided_by, curves)
-
-
-def _hash(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256(_canonical(document))
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        array = array.astype(array.dtype.newbyteorder("<"))
-        digest.update(_canonical({"name": name, "dtype": array.dtype.str, "shape": list(array.shape)}))
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _canonical(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _sha256_of_description(document: Mapping[str, Any]) -> str:
-    others = {name: value for name, value in document.get("sha256", {}).items() if name != DESCRIPTION}
-    return hashlib.sha256(_canonical({**document, "sha256": others})).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verify(path: Path, expected: str | None) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing from the checkpoint.")
-    try:
-        found = _sha256(path)
-    except OSError as problem:
-        raise CheckpointError(f"{path} can't be read: {problem.strerror}.") from None
-    if found != expected:
-        raise CheckpointError(f"{path} is altered: it differs from what was written (sha256).")

@@ -7,7 +7,7 @@ import pytest
 from conftest import BACKGROUND, diptych, drawings
 from PIL import Image, ImageDraw
 
-from app.checkpoint import format as format_1
+from app.checkpoint.format import Checkpoint
 from app.errors import UsageError
 from training.recipe import Recipe
 from training.run import train as stage
@@ -29,7 +29,7 @@ def first(data: Path, character: str) -> Path:
     return sorted((data / character).glob("*.png"))[0]
 
 
-def train(data: Path, output: Path, *, despite_lint: bool = False) -> format_1.Checkpoint | None:
+def train(data: Path, output: Path, *, despite_lint: bool = False) -> Checkpoint | None:
     """A small real run in this process."""
     recipe = Recipe(epochs=1, width=0.25, image_size=16, threads=1)
     return stage.train(data, output, recipe, stage.Options(despite_lint=despite_lint, progress=False))
