@@ -22,8 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from app.checkpoint.encoder import Encoder
+from app.checkpoint.format import RuntimeName
 from app.checkpoint.matching import distance
-from app.checkpoint.runtimes import RuntimeName
 from app.checkpoint.store import load_checkpoint
 from app.image.policy import decode
 from benchmarks import pictures

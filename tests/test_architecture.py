@@ -24,7 +24,6 @@ TRAINING = ("data", "network", "calibration", "run", "report")
 # Still to be undone.
 CROSSINGS = {
     ("app.gallery.references", "app.search.weak_spots"),
-    ("app.image.decoder", "app.settings"),
     ("app.maintenance.commands", "app.http.routes.schemas"),
     ("app.maintenance.commands", "app.serving.loaded"),
     ("app.maintenance.import_folder", "app.http.routes.schemas"),
@@ -33,7 +32,6 @@ CROSSINGS = {
     ("app.maintenance.report", "app.serving.loaded"),
     ("app.serving.pipeline", "app.http.routes.multipart"),
     ("app.serving.resources", "app.http.audit"),
-    ("app.settings", "app.http.limits"),
 }
 
 

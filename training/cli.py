@@ -9,8 +9,7 @@ from typing import Any, Literal, get_args
 import click
 import numpy as np
 
-from app.checkpoint.encoder import RuntimeName
-from app.checkpoint.format import Checkpoint
+from app.checkpoint.format import Checkpoint, RuntimeName
 from app.checkpoint.store import load_checkpoint
 from app.errors import TrainingFailed, UsageError
 from app.image.policy import Preprocessing

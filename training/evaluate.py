@@ -13,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from app.arrays import EmbeddingsF32, ImageU8, Ints
-from app.checkpoint.encoder import Encoder, RuntimeName
-from app.checkpoint.format import CALIBRATION, ONNX, WEIGHTS, Checkpoint, printable
+from app.checkpoint.encoder import Encoder
+from app.checkpoint.format import CALIBRATION, ONNX, WEIGHTS, Checkpoint, RuntimeName, printable
 from app.checkpoint.matching import distances
 from app.checkpoint.store import seal_checkpoint
 from app.errors import UsageError

@@ -3,9 +3,8 @@
 import numpy as np
 
 from app.arrays import EmbeddingsF32, ImageU8
-from app.checkpoint.format import Checkpoint, Runtime
+from app.checkpoint.format import Checkpoint, Runtime, RuntimeName
 from app.checkpoint.matching import distances
-from app.checkpoint.runtimes import RuntimeName as RuntimeName
 from app.checkpoint.runtimes import open_session
 
 # Pictures that tell how far another runtime's distances drift: smooth and rough noise, the same each time.

@@ -26,6 +26,8 @@ WEIGHTS = "encoder.safetensors"
 CALIBRATION = "calibration.npz"
 HASHED = (ONNX, WEIGHTS, CALIBRATION)
 
+RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16"]
+
 
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -9,15 +9,14 @@ import threading
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 
 from app.arrays import EmbeddingsF32, ImageU8
+from app.checkpoint.format import RuntimeName
 from app.errors import UsageError
-
-RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16"]
 
 
 class Session(Protocol):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, drawings
 
-from app.checkpoint.encoder import Encoder, RuntimeName
+from app.checkpoint.encoder import Encoder
+from app.checkpoint.format import RuntimeName
 from app.checkpoint.matching import distance
 from app.checkpoint.store import load_checkpoint
 from app.image.policy import decode
