@@ -26,7 +26,7 @@ from app.gallery.encoders import Loaded
 from app.gallery.references import NewReference
 from app.maintenance import migrate
 
-EARLIER = Path(__file__).parent.parent / "data" / "galleries"
+EARLIER = Path(__file__).parents[2] / "data" / "galleries"
 LOADED = Loaded("model", 4, "")
 
 

@@ -13,7 +13,7 @@ import yaml
 from conftest import GOLDEN, Service, drawings
 from prometheus_client.parser import text_string_to_metric_families
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "diptych.json").read_text())
 RULES = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"][0]["rules"]
 A, B = drawings("Angelic/character01"), drawings("Kannada/character02")

@@ -26,7 +26,7 @@ from app.settings import Settings
 pillow_heif.register_heif_opener()
 GREY = Preprocessing(height=48, width=48, channels=1, aspect="pad")
 COLOUR = Preprocessing(height=48, width=64, channels=3, aspect="crop")
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -15,7 +15,7 @@ from conftest import GOLDEN, Service, assert_problem, diptych, drawings
 from PIL import Image
 
 pillow_heif.register_heif_opener()
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 TURNS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
