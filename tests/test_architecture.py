@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from import_graph import circles, file_graph, modules, room_graph, room_of
+
+from tests.import_graph import circles, file_graph, modules, room_graph, room_of
 
 ROOT = Path(__file__).parent.parent
 FILES = modules(ROOT)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import GOLDEN, Service, drawings
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.files import GOLDEN, drawings
+from tests.service import Service
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "diptych.json").read_text())

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from app.checkpoint import format as format_1
 from app.checkpoint.calibration import Calibration, probability
 from app.checkpoint.matching import Threshold
 from app.errors import ConflictingFields, InvalidRequest, NotSupported
+from tests.files import GOLDEN
 
 
 @pytest.fixture(scope="module")

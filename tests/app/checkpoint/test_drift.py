@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EVALUATION, GOLDEN, Serve, Service
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,6 +17,8 @@ from app.checkpoint import drift
 from app.checkpoint import format as checkpoint
 from app.checkpoint.calibration import Calibration
 from app.checkpoint.drift import LEAST, WINDOW, Drift, mixture_distance
+from tests.files import EVALUATION, GOLDEN
+from tests.service import Serve, Service
 
 FILES = sorted(EVALUATION.rglob("*.png"))
 GRID: Floats = np.linspace(0, 2, 2001)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EVALUATION, GOLDEN
 
 from app.checkpoint import format as format_1
 from app.checkpoint.encoder import Encoder
 from app.image.policy import decode
+from tests.files import EVALUATION, GOLDEN
 
 
 @pytest.fixture(scope="module")

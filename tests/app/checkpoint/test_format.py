@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, drawings
 from safetensors.numpy import load_file
 
 from app.checkpoint import format as format_1
@@ -14,6 +13,7 @@ from app.checkpoint.encoder import Encoder
 from app.checkpoint.format import HASHED, Checkpoint
 from app.errors import CheckpointError
 from app.image.policy import Preprocessing, decode
+from tests.files import GOLDEN, drawings
 
 
 @pytest.fixture

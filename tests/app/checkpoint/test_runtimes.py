@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, drawings
 
 from app.checkpoint import format as checkpoint
 from app.checkpoint.encoder import Encoder, RuntimeName
 from app.checkpoint.matching import distance
 from app.image.policy import decode
+from tests.files import GOLDEN, drawings
 
 RUNTIMES: list[tuple[RuntimeName, float]] = [("openvino", 1e-5), ("openvino-bf16", 0.02)]
 

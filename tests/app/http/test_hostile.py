@@ -8,7 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import GOLDEN, Service
+
+from tests.files import GOLDEN
+from tests.service import Service
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import GOLDEN, Serve, Service, assert_problem, diptych, drawings
 
 from app.http.guard import OPEN, UNLISTED, scope_of
+from tests.files import GOLDEN, drawings
+from tests.service import Serve, Service, assert_problem, diptych
 
 A = drawings("Angelic/character01")
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Serve, Service, diptych, drawings
+
+from tests.files import drawings
+from tests.service import Serve, Service, diptych
 
 A, B = drawings("Angelic/character01"), drawings("Kannada/character02")
 # Not from a caller's mouth: names of people and things.

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import GOLDEN, Serve, Service, assert_problem, drawings
 
 from app.http.protocol import HEAD_BYTES, HEAD_SECONDS
+from tests.files import GOLDEN, drawings
+from tests.service import Serve, Service, assert_problem
 
 A = drawings("Angelic/character01")
 HEAD = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"

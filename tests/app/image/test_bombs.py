@@ -14,8 +14,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import GOLDEN, Serve, Service, assert_problem, drawings
 from PIL import Image
+
+from tests.files import GOLDEN, drawings
+from tests.service import Serve, Service, assert_problem
 
 A = drawings("Angelic/character01")
 

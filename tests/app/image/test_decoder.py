@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import pytest
-from conftest import drawings
 from PIL import Image
 
 from app.arrays import ImageU8
@@ -22,6 +21,7 @@ from app.errors import BlankImage, DamagedImage, TooManyPixels
 from app.image.decoder import IMAGES_OF_A_PROCESS, Decoder
 from app.image.policy import HEIF, SERVED_FORMATS, Preprocessing, decode
 from app.settings import Settings
+from tests.files import drawings
 
 pillow_heif.register_heif_opener()
 GREY = Preprocessing(height=48, width=48, channels=1, aspect="pad")

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import pytest
-from conftest import GOLDEN, Service, assert_problem, diptych, drawings
 from PIL import Image
+
+from tests.files import GOLDEN, drawings
+from tests.service import Service, assert_problem, diptych
 
 pillow_heif.register_heif_opener()
 ROOT = Path(__file__).parents[3]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import drawings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,6 +22,7 @@ from app.errors import (
     UnsupportedFormat,
 )
 from app.image.policy import HEIF, SERVED_FORMATS, Preprocessing, _depth, claimed_format, decode
+from tests.files import drawings
 
 GREY = Preprocessing(height=48, width=48, channels=1, aspect="pad")
 COLOUR = Preprocessing(height=48, width=64, channels=3, aspect="stretch")

@@ -6,11 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import drawings
 from PIL import Image
 
 from app.image.policy import HEIF, SERVED_FORMATS
 from app.image.suspects import MOST_CHUNKS, MOST_SCANS, MOST_SEGMENTS, is_suspect
+from tests.files import drawings
 
 
 def encoded(kind: str, **options: object) -> bytes:

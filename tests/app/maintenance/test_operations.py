@@ -12,8 +12,10 @@ from typing import Any
 import httpx
 import pysqlite3
 import pytest
-from conftest import EVALUATION, GOLDEN, Serve, Service, assert_problem, diptych, drawings
 from moto.server import ThreadedMotoServer
+
+from tests.files import EVALUATION, GOLDEN, drawings
+from tests.service import Serve, Service, assert_problem, diptych
 
 ANGELIC, KANNADA, TIBETAN = (
     drawings(name) for name in ("Angelic/character01", "Kannada/character02", "Tibetan/character03")

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from conftest import Serve, diptych, drawings
 
 from app.search.weak_spots import Enrolled, look
+from tests.files import drawings
+from tests.service import Serve, diptych
 
 
 def enrolled(identity: str, angle: float, number: int = 0) -> Enrolled:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import EVALUATION, Serve, Service, assert_problem, drawings
 from PIL import Image
+
+from tests.files import EVALUATION, drawings
+from tests.service import Serve, Service, assert_problem
 
 DRAWINGS = sorted(EVALUATION.rglob("*.png"))
 A = drawings("Angelic/character01")

@@ -7,7 +7,6 @@ import weakref
 from contextlib import suppress
 
 import pytest
-from conftest import GOLDEN
 
 from app.checkpoint import format as checkpoint
 from app.checkpoint.encoder import Encoder
@@ -16,6 +15,7 @@ from app.http.routes.multipart import Upload
 from app.serving.metrics import Metrics
 from app.serving.pipeline import Pipeline
 from app.settings import Settings
+from tests.files import GOLDEN
 
 
 def pipeline(**settings: float) -> Pipeline:

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pysqlite3
-from conftest import Serve, Service, assert_problem, drawings
+
+from tests.files import drawings
+from tests.service import Serve, Service, assert_problem
 
 A = drawings("Angelic/character01")
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Serve, Service, diptych, drawings
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tests.files import drawings
+from tests.service import Serve, Service, diptych
 
 A = drawings("Angelic/character01")
 PRIVATE = "frau-mustermann"

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import BACKGROUND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.image.policy import Preprocessing, decode
+from tests.files import BACKGROUND
 from training.data.augment import KINDS, Augmentation, apply, draw
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BACKGROUND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import UsageError
 from app.image.policy import Preprocessing
+from tests.files import BACKGROUND
 from training.data.batches import Balance, Batches
 from training.data.dataset import Dataset, read_dataset, split_identities
 

@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import BACKGROUND, diptych, drawings
 from PIL import Image, ImageDraw
 
 from app.checkpoint import format as format_1
 from app.errors import UsageError
+from tests.files import BACKGROUND, drawings
+from tests.service import diptych
 from training.recipe import Recipe
 from training.run import train as stage
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BACKGROUND, GOLDEN
 from safetensors.torch import save_file
 from torchvision import models
 
@@ -13,6 +12,7 @@ from app.checkpoint import format as format_1
 from app.checkpoint.format import Architecture
 from app.errors import UsageError
 from app.image.policy import Preprocessing, decode
+from tests.files import BACKGROUND, GOLDEN
 from training.export import check_parity, round_weights, write_encoder
 from training.network.backbones import TorchvisionEncoder
 from training.network.network import Encoder, build

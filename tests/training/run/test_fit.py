@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import BACKGROUND, DIPTYCH, diptych
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -21,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import training.run.train
 from app.checkpoint import format as format_1
 from app.errors import TrainingFailed, UsageError
+from tests.files import BACKGROUND
+from tests.service import DIPTYCH, diptych
 from training.network.network import build
 from training.recipe import Recipe
 from training.run import health

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BACKGROUND, EVALUATION, GOLDEN, diptych, drawings
 from safetensors.torch import load_file
 
 from app.checkpoint import format as format_1
 from app.checkpoint.encoder import Encoder
 from app.errors import TrainingFailed
 from app.image.policy import decode
+from tests.files import BACKGROUND, EVALUATION, GOLDEN, drawings
+from tests.service import diptych
 from training.export import check_parity, embed, round_weights, write_encoder
 from training.network.network import build
 from training.recipe import Recipe

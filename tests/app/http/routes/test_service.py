@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import DIPTYCH, EVALUATION, Serve, Service, assert_problem, diptych, drawings
 from PIL import Image
+
+from tests.files import EVALUATION, drawings
+from tests.service import DIPTYCH, Serve, Service, assert_problem, diptych
 
 ANGELIC, KANNADA, TIBETAN = "Angelic/character01", "Kannada/character02", "Tibetan/character03"
 A, B = drawings(ANGELIC), drawings(KANNADA)
