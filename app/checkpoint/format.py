@@ -1,12 +1,12 @@
 """The checkpoint: the one artefact that training writes and the service loads. Format version 1.
 
-    checkpoint.json        what this file describes; sha256 of the others and of itself
+    checkpoint.json        the `Description` below, with the sha256 of the other files and of itself
     encoder.onnx           uint8 pixels [N, H, W, C] -> unit float32 embeddings [N, D]; only N is dynamic
     encoder.safetensors    the same weights, for fine-tuning and export
     calibration.npz        FMR and FNMR curves over a grid of distances, their intervals, likelihood ratios
-    report/                plots and metrics.json; outside the hashes, may be deleted
+    report/                plots and metrics.json; not hashed, may be deleted
 
-Nothing in it is pickled, and nothing is loaded before its hash was compared.
+Nothing in it is pickled, and no file is loaded before its hash is checked.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ class Part(BaseModel):
 
 
 class Architecture(Part):
-    """What builds the network again: a name that `training.network` knows, and its options."""
+    """The network: a name that `training.network` knows, and its options."""
 
     name: str
     options: dict[str, Any]
@@ -46,7 +46,7 @@ class Split(Part):
 
 
 class DatasetFacts(Part):
-    """What the encoder learned from. `fingerprint` hashes relative paths and bytes of all images."""
+    """The data that the encoder learned from. `fingerprint` hashes the relative paths and bytes of all images."""
 
     fingerprint: str
     identities: int
@@ -57,14 +57,13 @@ class DatasetFacts(Part):
 
 
 class CalibrationFacts(Part):
-    """Which images thresholds and error rates were measured on, and what they gave as a whole.
+    """The images that thresholds and error rates were measured on, and what was measured overall.
 
-    `eer` and `same_group_eer` are measured on the identities that `measured_on` names; `note` says why
-    a threshold fell back to the margin, if it did. `smallest_fmr` is the smallest false-match rate that the
-    calibration identities support. Intervals come from drawing anew `units` identities or groups, as
-    `intervals_over` says. `likelihood_ratio` names the fit behind the log-likelihood ratios, which stay within
-    `llr_bounds` (natural logarithms); `cllr` is what they cost on the test identities, in bits, and `cllr_min` the
-    least that any fit could.
+    `eer` and `same_group_eer` were measured on the identities that `measured_on` names. `note` says, where it applies,
+    why the threshold fell back to the margin. `smallest_fmr` is the smallest false-match rate that the calibration
+    identities support. Intervals are bootstrapped over `units` identities or groups, as `intervals_over` says.
+    `likelihood_ratio` names the fit of the log-likelihood ratios, which stay within `llr_bounds` (natural logarithms).
+    `cllr` is their cost on the test identities, in bits, and `cllr_min` the least cost that any fit could have.
     """
 
     fingerprint: str
@@ -86,7 +85,7 @@ class CalibrationFacts(Part):
 
 
 class Runtime(Part):
-    """The runtime that serves, its precision, and how far its distances drift from training's."""
+    """The runtime of the encoder, its precision, and how far its distances differ from those in training."""
 
     name: str
     version: str
@@ -121,14 +120,14 @@ class Description(Part):
 
     @property
     def default_threshold(self) -> Threshold:
-        """The threshold where a request names none, with its operating point if it was calibrated."""
+        """The threshold of a request that names none, with its operating point if it was calibrated."""
         points = [p for p in self.operating_points if p.threshold == self.threshold and p.supported]
         points.sort(key=lambda point: point.target_fmr != self.target_fmr)
         return Threshold(self.threshold, self.threshold_source, points[0] if points else None)
 
 
 class Checkpoint(BaseModel):
-    """A checkpoint whose every file was found and verified."""
+    """A checkpoint on disk, all of whose files were found and verified."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -150,5 +149,5 @@ class Checkpoint(BaseModel):
 
 
 def printable(name: str) -> str:
-    """A directory's name as JSON can carry it: what is not Unicode in it is replaced."""
+    """A directory's name in valid Unicode, as JSON needs it."""
     return name.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""What names an encoder and a calibration: hashes of what decides an embedding, and a verdict."""
+"""`model_id` and `calibration_id`: hashes of all that decides an embedding, and of all that decides a verdict."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from app.image.policy import Preprocessing
 
 
 def compute_model_id(weights: Mapping[str, Array], architecture: Architecture, preprocessing: Preprocessing) -> str:
-    """Hash of what decides an embedding: architecture, preprocessing and weights in canonical order."""
+    """Hash of all that decides an embedding: architecture, preprocessing and weights in canonical order."""
     decided_by = {
         "architecture": architecture.model_dump(mode="json"),
         "preprocessing": asdict(preprocessing),
@@ -26,7 +26,7 @@ def compute_model_id(weights: Mapping[str, Array], architecture: Architecture, p
 def compute_calibration_id(
     margin: float, threshold: float, points: list[OperatingPoint], curves: Mapping[str, Array]
 ) -> str:
-    """Hash of what decides a verdict, given the distance."""
+    """Hash of all that decides a verdict about a distance."""
     decided_by = {
         "margin": margin,
         "threshold": threshold,
@@ -46,5 +46,5 @@ def _hash(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
-    """The same bytes for the same content, whatever the order of its keys."""
+    """The same bytes for the same content, in whatever order its keys come."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

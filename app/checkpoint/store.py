@@ -16,10 +16,11 @@ from app.image.policy import DECODING_POLICY
 
 # `default` will be another one as soon as there is a checkpoint for photographs.
 BUNDLED = {"omniglot": "omniglot", "default": "omniglot"}
+GIVE = f"Give a directory that `diptych train` wrote, or a bundled name: {', '.join(sorted(BUNDLED))}."
 
 
 def checkpoint_directory(name_or_directory: str) -> Path:
-    """The directory of a checkpoint, given as a path or as the name of a bundled one."""
+    """The directory of a checkpoint that is given as a path or as the name of a bundled one."""
     if name_or_directory in BUNDLED and not (Path(name_or_directory) / DESCRIPTION).exists():
         return Path(str(files("app") / "checkpoint" / "bundled" / BUNDLED[name_or_directory]))
     return Path(name_or_directory)
@@ -30,22 +31,19 @@ def load_checkpoint(name_or_directory: str | Path) -> Checkpoint:
     directory = checkpoint_directory(str(name_or_directory))
     path = directory / DESCRIPTION
     if not directory.is_dir():
-        raise CheckpointError(
-            f"There is no checkpoint {str(name_or_directory)!r}: give a directory that `diptych train` wrote, "
-            f"or a bundled name ({', '.join(sorted(BUNDLED))})."
-        )
+        raise CheckpointError(f"There is no checkpoint {str(name_or_directory)!r}. {GIVE}")
     try:
         raw = json.loads(path.read_bytes())
         version = raw["format_version"]
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing, so {directory} is no checkpoint.") from None
+        raise CheckpointError(f"{directory} is not a checkpoint: it has no {DESCRIPTION}. {GIVE}") from None
     except OSError as problem:
         raise CheckpointError(f"{path} can't be read: {problem.strerror}.") from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{path} is damaged: it is not the JSON that training wrote.") from None
+        raise CheckpointError(f"{path} is damaged: it is not the JSON that training writes.") from None
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version!r}; this version of Diptych reads {FORMAT_VERSION}. "
+            f"{path} has format version {version!r}; this version of Diptych reads version {FORMAT_VERSION}. "
             "A newer checkpoint needs a newer Diptych."
         )
     try:
@@ -53,23 +51,23 @@ def load_checkpoint(name_or_directory: str | Path) -> Checkpoint:
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path} is altered: {where}: {first['msg']}.") from None
+        raise CheckpointError(f"{path} was altered: {where}: {first['msg']}.") from None
     if description.preprocessing.decoding_policy != DECODING_POLICY:
         raise CheckpointError(
-            f"{path} wants decoding policy {description.preprocessing.decoding_policy}; "
-            f"this version of Diptych has {DECODING_POLICY}."
+            f"{path} needs decoding policy {description.preprocessing.decoding_policy}; this version of Diptych has "
+            f"policy {DECODING_POLICY}."
         )
     if description.sha256.get(DESCRIPTION) != _sha256_of_description(raw):
-        raise CheckpointError(f"{path} is altered: it differs from what was written (sha256).")
+        raise CheckpointError(f"{path} was altered: its sha256 is not the one in {DESCRIPTION}.")
     for name in HASHED:
         _verify(directory / name, description.sha256.get(name))
     return Checkpoint(directory=directory, description=description)
 
 
 def seal_checkpoint(directory: Path, description: Description) -> Checkpoint:
-    """Hash the files in `directory` into the description and write it, last and at once.
+    """Write the description, with the hashes of the files in `directory`, as the last file of a checkpoint.
 
-    The description goes in by a rename, so a directory without a whole `checkpoint.json` was interrupted.
+    It is renamed into place, so a directory without a `checkpoint.json` is one whose writing was interrupted.
     """
     sha256 = {name: _sha256(directory / name) for name in HASHED}
     document = description.model_copy(update={"sha256": sha256}).model_dump(mode="json")
@@ -98,4 +96,4 @@ def _verify(path: Path, expected: str | None) -> None:
     except OSError as problem:
         raise CheckpointError(f"{path} can't be read: {problem.strerror}.") from None
     if found != expected:
-        raise CheckpointError(f"{path} is altered: it differs from what was written (sha256).")
+        raise CheckpointError(f"{path} was altered: its sha256 is not the one in {DESCRIPTION}.")

@@ -74,7 +74,7 @@ def test_an_altered_file_is_refused_by_name(copied: Path, name: str) -> None:
     data = bytearray((copied / name).read_bytes())
     data[len(data) // 2] ^= 1
     (copied / name).write_bytes(data)
-    with pytest.raises(CheckpointError, match=rf"{name} is altered"):
+    with pytest.raises(CheckpointError, match=rf"{name} was altered"):
         load_checkpoint(copied)
 
 
@@ -82,7 +82,7 @@ def test_an_altered_file_is_refused_by_name(copied: Path, name: str) -> None:
 def test_an_altered_description_is_refused(copied: Path, change: dict[str, object]) -> None:
     """A threshold edited by hand is no calibration."""
     rewrite(copied, **change)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json is altered"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json was altered"):
         load_checkpoint(copied)
 
 
@@ -97,7 +97,7 @@ def test_a_description_without_hashes_is_refused(copied: Path) -> None:
     """By name too."""
     path = copied / "checkpoint.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}))
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json is altered"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json was altered"):
         load_checkpoint(copied)
 
 
