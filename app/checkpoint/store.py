@@ -36,7 +36,7 @@ def load_checkpoint(name_or_directory: str | Path) -> Checkpoint:
         raw = json.loads(path.read_bytes())
         version = raw["format_version"]
     except FileNotFoundError:
-        raise CheckpointError(f"{directory} is not a checkpoint: it has no {DESCRIPTION}. {GIVE}") from None
+        raise CheckpointError(f"{directory} is not a checkpoint: {DESCRIPTION} is missing. {GIVE}") from None
     except OSError as problem:
         raise CheckpointError(f"{path} can't be read: {problem.strerror}.") from None
     except (ValueError, KeyError, TypeError, RecursionError):
