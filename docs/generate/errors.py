@@ -6,6 +6,7 @@ from docs.generate.markdown import cell, table
 
 # Only their subclasses are raised.
 ABSTRACT = {ImageError, GalleryError}
+FRAMEWORK = {404: "There is nothing at this path", 405: "The path does not take this method"}
 
 
 def subclasses(kind: type[DiptychError]) -> set[type[DiptychError]]:
@@ -15,17 +16,15 @@ def subclasses(kind: type[DiptychError]) -> set[type[DiptychError]]:
 def codes_on_the_wire() -> dict[tuple[int, str], str]:
     """The title of each status and code that a client can meet."""
     commands_only = subclasses(UsageError) | {TrainingFailed, MigrationBlocked}
-    found = {
-        (status, code): "The request is not valid HTTP, or nothing is at that path"
-        for status, code in _HTTP_CODES.items()
-    }
-    for kind in subclasses(DiptychError) - commands_only - ABSTRACT:
-        # A subclass that shares its parent's code shares its line.
-        parent = next((k for k in kind.__mro__[1:] if getattr(k, "code", None) == kind.code), kind)
-        title = getattr(parent, "title", kind.title) if parent not in ABSTRACT else kind.title
-        found[kind.status, kind.code] = title
-    titles = {405: "The path exists, but not for this method", 404: "Nothing is at this path"}
-    return found | {(s, c): titles[s] for s, c in _HTTP_CODES.items() if s in titles}
+    found: dict[tuple[int, str], str] = {}
+    # Where classes share a code, the most general one gives the title.
+    for kind in sorted(subclasses(DiptychError) - commands_only - ABSTRACT, key=lambda kind: -len(kind.__mro__)):
+        found[kind.status, kind.code] = kind.title
+    # Those that the web framework raises have no class of their own.
+    for status, code in _HTTP_CODES.items():
+        if (status, code) not in found:
+            found[status, code] = FRAMEWORK[status]
+    return found
 
 
 def errors() -> str:

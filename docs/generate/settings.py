@@ -1,5 +1,7 @@
 """The settings, grouped by purpose."""
 
+from typing import Literal, get_args, get_origin
+
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
@@ -19,7 +21,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Health and stopping": ("min_free_bytes", "drain_seconds", "drain_delay_seconds"),
     "Logs and traces": ("log_format", "log_level", "access_log", "tracing"),
 }
-SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def default_of(field: FieldInfo) -> str:
@@ -35,15 +36,22 @@ def default_of(field: FieldInfo) -> str:
 
 
 def limits_of(field: FieldInfo) -> str:
-    """The smallest and largest value allowed, where there are any."""
-    limits = [
-        f"{sign} {getattr(limit, name):,g}".replace("e+06", " million")
-        for limit in field.metadata
-        if isinstance(limit, Ge | Gt | Le | Lt)
-        for name, sign in SIGNS.items()
-        if hasattr(limit, name)
-    ]
-    return ", ".join(limits)
+    """The values allowed, such as `1 to 64`, where there are limits or a list."""
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(field.annotation))
+    least = most = ""
+    for limit in field.metadata:
+        if isinstance(limit, Ge):
+            least = f"{limit.ge:,}"
+        elif isinstance(limit, Gt):
+            least = f"above {limit.gt:,}"
+        elif isinstance(limit, Le):
+            most = f"to {limit.le:,}" if least else f"up to {limit.le:,}"
+        elif isinstance(limit, Lt):
+            most = f"and below {limit.lt:,}" if least else f"below {limit.lt:,}"
+    if least and not most:
+        return least if least.startswith("above") else f"at least {least}"
+    return f"{least} {most}".strip()
 
 
 def settings() -> str:
@@ -59,6 +67,6 @@ def settings() -> str:
             field = Settings.model_fields[name]
             default = default_of(field)
             shown = default if field.default_factory is not None else f"`{default}`" if default else ""
-            rows.append((f"`DIPTYCH_{name.upper()}`", shown, cell(field.description or ""), cell(limits_of(field))))
+            rows.append((f"`DIPTYCH_{name.upper()}`", shown, cell(field.description or ""), limits_of(field)))
         parts.append(f"## {title}\n\n{table(('setting', 'default', 'meaning', 'allowed'), rows)}")
     return "\n".join(parts)
