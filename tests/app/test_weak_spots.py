@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from conftest import Serve, diptych, drawings
 
-from app.search.weak_spots import Enrolled, look
+from app.gallery.references import Enrolled
+from app.search.weak_spots import look
 
 
 def enrolled(identity: str, angle: float, number: int = 0) -> Enrolled:
