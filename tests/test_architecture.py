@@ -24,13 +24,6 @@ SHARED = {"app.errors", "app.arrays", "app.image", "app.checkpoint"}
 TRAINING = ("data", "network", "calibration", "run", "report")
 # Still to be undone.
 CROSSINGS = {
-    ("app.gallery.references", "app.search.weak_spots"),
-    ("app.maintenance.commands", "app.http.routes.schemas"),
-    ("app.maintenance.commands", "app.serving.loaded"),
-    ("app.maintenance.import_folder", "app.http.routes.schemas"),
-    ("app.maintenance.jsonl", "app.http.routes.schemas"),
-    ("app.maintenance.keys", "app.http.routes.schemas"),
-    ("app.maintenance.report", "app.serving.loaded"),
     ("app.serving.pipeline", "app.http.routes.multipart"),
     ("app.serving.resources", "app.http.audit"),
 }

@@ -34,23 +34,6 @@ class Serving:
         return self.description.model_id
 
 
-def open_database(settings: Settings, *, hurried: bool = True) -> Database:
-    """The gallery's database, migrated. Raises `UsageError` where it can't be opened.
-
-    Commands are not `hurried`: what they ask may take its time.
-    """
-    if settings.is_postgresql:
-        database: Database = PostgreSQL(settings.database_url or "", hurried=hurried)
-    else:
-        database = SQLite(settings.sqlite_path)
-    try:
-        database.migrate()
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
 def load(name: str, settings: Settings, database: Database) -> Serving:
     """Load a checkpoint, by directory or bundled name. Raises `UsageError` for what the operator has to mend."""
     checkpoint = load_checkpoint(name)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.database.open import open_database
 from app.database.transactions import Database
 from app.gallery.keys import Caller
 from app.gallery.originals import Originals
@@ -51,7 +52,7 @@ class Resources:
 @contextmanager
 def opened(settings: Settings) -> Iterator[Resources]:
     """Load the checkpoint and open the gallery. Raises `UsageError` for what the operator has to mend."""
-    database = serving.open_database(settings)
+    database = open_database(settings)
     try:
         originals = Originals(settings.data_dir, settings.keep_images, database)
         current = serving.load(settings.checkpoint, settings, database)

@@ -11,12 +11,13 @@ from fastapi.concurrency import run_in_threadpool
 from app.arrays import EmbeddingsF32
 from app.errors import ImageError, NothingEnrolled, TooManyImages
 from app.gallery import idempotency
+from app.gallery.names import parse_metadata, printable_filename
 from app.gallery.originals import Originals
 from app.gallery.references import NewReference
 from app.gallery.references import enroll as gallery_enroll
 from app.http.routes.forms import EnrollForm, documented, read
 from app.http.routes.multipart import Upload
-from app.http.routes.schemas import EnrollAnswer, parse_metadata, shown
+from app.http.routes.schemas import EnrollAnswer
 from app.serving.resources import AuditDep, CallerDep, ResourcesDep
 
 router = APIRouter(tags=["gallery"])
@@ -105,7 +106,7 @@ def _sorted(
     accepted: list[NewReference] = []
     rejected: list[dict[str, str]] = []
     for upload, result in zip(images, results, strict=True):
-        name = shown(upload.filename)
+        name = printable_filename(upload.filename)
         if isinstance(result, ImageError):
             rejected.append({"filename": name, "code": result.code, "detail": result.detail})
         else:

@@ -14,8 +14,9 @@ from starlette.requests import ClientDisconnect
 
 from app.checkpoint.matching import MAX_DISTANCE
 from app.errors import InvalidRequest, MalformedRequest
+from app.gallery.names import NAME_RULE
 from app.http.routes.multipart import Part, Parts, Upload
-from app.http.routes.schemas import NAME_RULE, Name
+from app.http.routes.schemas import Name
 from app.image.policy import SERVED
 
 MEDIA_TYPE = "multipart/form-data"

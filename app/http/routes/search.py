@@ -11,8 +11,9 @@ from app.checkpoint.searches import search_rates, threshold_for_search
 from app.errors import ConflictingFields
 from app.gallery import collections as gallery
 from app.gallery import encoders as models
+from app.gallery.filters import parse_filter
 from app.http.routes.forms import SearchForm, documented, read
-from app.http.routes.schemas import Match, SearchAnswer, parse_filter
+from app.http.routes.schemas import Match, SearchAnswer
 from app.search.nearest import find
 from app.serving.resources import CallerDep, ResourcesDep
 
