@@ -22,18 +22,6 @@ MAY_IMPORT["app.cli"] = MAY_IMPORT["app.main"] | {"app.main", "app.maintenance"}
 # Training sees exactly the pixels and the distance that will serve, and nothing else of the service.
 SHARED = {"app.errors", "app.arrays", "app.image", "app.checkpoint"}
 TRAINING = ("data", "network", "calibration", "run", "report")
-# Still to be undone.
-CROSSINGS = {
-    ("app.gallery.references", "app.search.weak_spots"),
-    ("app.maintenance.commands", "app.http.routes.schemas"),
-    ("app.maintenance.commands", "app.serving.loaded"),
-    ("app.maintenance.import_folder", "app.http.routes.schemas"),
-    ("app.maintenance.jsonl", "app.http.routes.schemas"),
-    ("app.maintenance.keys", "app.http.routes.schemas"),
-    ("app.maintenance.report", "app.serving.loaded"),
-    ("app.serving.pipeline", "app.http.routes.multipart"),
-    ("app.serving.resources", "app.http.audit"),
-}
 
 
 def test_there_are_files_to_check() -> None:
@@ -53,7 +41,7 @@ def test_rooms_rest_on_each_other_in_one_direction() -> None:
                 allowed = there == here or there in MAY_IMPORT[here]
             if not allowed:
                 crossing.add((name, other))
-    assert sorted(crossing - CROSSINGS) == []
+    assert sorted(crossing) == []
 
 
 def test_no_files_and_no_rooms_import_each_other_in_a_circle() -> None:
@@ -62,7 +50,7 @@ def test_no_files_and_no_rooms_import_each_other_in_a_circle() -> None:
         [],
         [["training.network.backbones", "training.network.network"]],
     )
-    assert CROSSINGS or not circles(room_graph(ROOT))
+    assert not circles(room_graph(ROOT))
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("app")])
