@@ -22,7 +22,8 @@ from training.data.augment import KINDS, apply, draw
 from training.data.batches import Batches
 from training.data.dataset import Dataset, read_dataset
 from training.export import embed
-from training.network.network import Encoder, build, to_float
+from training.network.backbones import build
+from training.network.encoder import Encoder, to_float
 from training.recipe import Recipe
 from training.run import fit as loop
 from training.run import health

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from training.data import dataset as folders
 from training.data.dataset import Dataset, read_dataset
 from training.data.look import settle
-from training.network.network import build, to_float
+from training.network.backbones import build
+from training.network.encoder import to_float
 from training.recipe import Recipe, read_recipe
 from training.run import health
 from training.run.fit import Fit

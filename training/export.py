@@ -23,7 +23,7 @@ from app.errors import TrainingFailed
 from app.image.policy import Preprocessing
 from training.calibration.calibrate import Sample, calibrate
 from training.data.dataset import Dataset, SplitName
-from training.network.network import Encoder
+from training.network.encoder import Encoder
 from training.recipe import Recipe
 
 # The largest difference in distance, between training's network and the exported one, that passes.

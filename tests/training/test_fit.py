@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import training.run.train
 from app.checkpoint import format as format_1
 from app.errors import TrainingFailed, UsageError
-from training.network.network import build
+from training.network.backbones import build
 from training.recipe import Recipe
 from training.run import health
 from training.run.fit import schedule

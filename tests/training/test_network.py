@@ -14,8 +14,8 @@ from app.checkpoint.format import Architecture
 from app.errors import UsageError
 from app.image.policy import Preprocessing, decode
 from training.export import check_parity, round_weights, write_encoder
-from training.network.backbones import TorchvisionEncoder
-from training.network.network import Encoder, build
+from training.network.backbones import TorchvisionEncoder, build
+from training.network.encoder import Encoder
 from training.network.weights import check_weights, load_weights
 from training.recipe import Recipe
 from training.run.train import Options, train

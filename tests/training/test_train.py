@@ -17,7 +17,7 @@ from app.checkpoint.encoder import Encoder
 from app.errors import TrainingFailed
 from app.image.policy import decode
 from training.export import check_parity, embed, round_weights, write_encoder
-from training.network.network import build
+from training.network.backbones import build
 from training.recipe import Recipe
 from training.run.train import Options, train
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from app.checkpoint import format as format_1
 from app.errors import UsageError
 from training.data.dataset import Dataset
-from training.network.network import Encoder
+from training.network.encoder import Encoder
 from training.recipe import Recipe
 
 PRETRAINED = "pretrained"

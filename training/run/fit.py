@@ -23,7 +23,7 @@ from training.data.augment import KINDS, Augmentation, apply, draw
 from training.data.batches import Balance, Batches
 from training.data.dataset import Dataset
 from training.export import embed
-from training.network.network import Encoder, to_float
+from training.network.encoder import Encoder, to_float
 from training.recipe import Recipe
 from training.run import health
 from training.run.loss import centre_loss, contrastive_loss, supervised_loss

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from app.arrays import Ints
 from app.errors import TrainingFailed
 from training.data.dataset import Dataset
-from training.network.network import Encoder
+from training.network.encoder import Encoder
 from training.recipe import Recipe
 from training.run.fit import fit
 

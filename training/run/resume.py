@@ -11,7 +11,7 @@ from lightning_fabric.plugins import Precision
 from torch import nn
 
 from app.errors import UsageError
-from training.network.network import Encoder
+from training.network.encoder import Encoder
 
 STATE = "resume.pt"
 

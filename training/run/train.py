@@ -13,7 +13,7 @@ from training.data import lint
 from training.data.dataset import Dataset, check_new, new_directory, read_dataset, split_identities
 from training.data.look import settle
 from training.export import write_checkpoint
-from training.network.network import build
+from training.network.backbones import build
 from training.network.weights import check_weights, load_weights, refuse_leak, scaling_of
 from training.recipe import Recipe
 from training.report import report
