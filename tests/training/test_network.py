@@ -18,7 +18,7 @@ from training.network.backbones import TorchvisionEncoder, build
 from training.network.encoder import Encoder
 from training.network.weights import check_weights, load_weights
 from training.recipe import Recipe
-from training.run.train import Options, train
+from training.train import RunOptions, train_encoder
 
 NAMES = ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "resnet18", "resnet50", "convnext_tiny")
 
@@ -128,14 +128,14 @@ def test_weights_that_learned_the_test_identities_are_refused(trained: Path, tmp
     recipe = Recipe(epochs=1, width=0.5, image_size=32, calibration_share=0.3, test_share=0.3, weights=str(trained),
                     seed=1, threads=1)  # fmt: skip
     with pytest.raises(UsageError, match=r"another seed.*--despite-lint"):
-        train(BACKGROUND, tmp_path / "out", recipe, Options(progress=False))
+        train_encoder(BACKGROUND, tmp_path / "out", recipe, RunOptions(progress=False))
 
 
 def test_training_goes_on_from_a_checkpoint_of_ones_own(trained: Path, tmp_path: Path) -> None:
     """All tensors fit; hardly changed in an epoch at low speed, it is still the encoder that was learned."""
     recipe = Recipe(epochs=1, width=0.5, image_size=32, calibration_share=0.3, test_share=0.3, learning_rate=1e-6,
                     ema=0, weights=str(trained), threads=1)  # fmt: skip
-    tuned = train(BACKGROUND, tmp_path / "tuned", recipe, Options(progress=False))
+    tuned = train_encoder(BACKGROUND, tmp_path / "tuned", recipe, RunOptions(progress=False))
     assert tuned is not None
     assert "tensors from" in tuned.description.training["weights_loaded"]
     before, after = (
@@ -149,7 +149,7 @@ def test_a_torchvision_backbone_trains_by_its_name(tmp_path: Path) -> None:
     torch.save(models.get_model("mobilenet_v3_small").state_dict(), tmp_path / "weights.pth")
     recipe = Recipe(backbone="mobilenet_v3_small", weights=str(tmp_path / "weights.pth"), pooling="gem", bottleneck=16,
                     impostors="semi-hard", epochs=1, image_size=32, threads=1)  # fmt: skip
-    done = train(BACKGROUND, tmp_path / "out", recipe, Options(progress=False))
+    done = train_encoder(BACKGROUND, tmp_path / "out", recipe, RunOptions(progress=False))
     assert done is not None
     assert done.description.architecture.name == "mobilenet_v3_small"
     assert done.description.architecture.options["mean"] == [0.485, 0.456, 0.406]

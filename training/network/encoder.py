@@ -3,9 +3,12 @@
 pixels -> scaled -> features (a backbone) -> bottleneck -> pooled -> head -> unit length
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from app.arrays import EmbeddingsF32, ImageU8, Ints
 
 
 class Encoder(nn.Module):
@@ -92,3 +95,17 @@ POOLINGS: dict[str, type[nn.Module]] = {"mean": Mean, "gem": GeneralisedMean, "g
 def to_float(images_BHWC: Tensor) -> Tensor:
     """uint8 `[B, H, W, C]` to float `[B, C, H, W]` in [0, 1]."""
     return images_BHWC.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+
+
+def embed_with_network(
+    network: Encoder, images_NHWC: ImageU8, index_N: Ints | None = None, batch: int = 256
+) -> EmbeddingsF32:
+    """Unit embeddings `[N, D]` of all images, or of those at `index_N`, by the network itself in float32."""
+    network.eval()
+    index_N = np.arange(len(images_NHWC)) if index_N is None else index_N
+    with torch.inference_mode():
+        parts = [
+            network(torch.from_numpy(images_NHWC[index_N[start : start + batch]]).to(network.mean.device))
+            for start in range(0, len(index_N), batch)
+        ]
+    return torch.cat(parts).cpu().numpy()

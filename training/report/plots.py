@@ -42,7 +42,7 @@ def _figure(columns: int) -> tuple[Figure, list[Axes]]:
 
 
 @matplotlib.rc_context(STYLE)
-def learning(history: Sequence[dict[str, Any]]) -> Figure:
+def plot_learning(history: Sequence[dict[str, Any]]) -> Figure:
     """Loss in training and validation, validation accuracy, and EER, over epochs."""
     epochs = [row["epoch"] for row in history]
     figure, (left, middle, right) = _figure(3)
@@ -82,7 +82,7 @@ def learning(history: Sequence[dict[str, Any]]) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def distances(counts: PairCounts, margin: float, threshold: float) -> Figure:
+def plot_distances(counts: PairCounts, margin: float, threshold: float) -> Figure:
     """Histograms of genuine and impostor distances on unseen identities, with margin and threshold."""
     figure, (axes,) = _figure(1)
     figure.set_size_inches(7.6, 3.9)
@@ -105,7 +105,7 @@ def distances(counts: PairCounts, margin: float, threshold: float) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
+def plot_error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
     """DET: FMR against FNMR on normal-deviate axes (A. Martin et al., Eurospeech 1997), and ROC."""
     figure, (det, roc) = _figure(2)
     index = int(np.searchsorted(GRID, threshold))
@@ -138,7 +138,7 @@ def error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def reliability(predicted_B: Floats, observed_B: Floats, share_B: Floats) -> Figure:
+def plot_reliability(predicted_B: Floats, observed_B: Floats, share_B: Floats) -> Figure:
     """Of the pairs given a probability of being genuine, how many are; bars: how many pairs get it."""
     figure, (axes,) = _figure(1)
     figure.set_size_inches(5.6, 4.4)
@@ -157,7 +157,7 @@ def reliability(predicted_B: Floats, observed_B: Floats, share_B: Floats) -> Fig
 
 
 @matplotlib.rc_context(STYLE)
-def hardest(pairs: Sequence[Pair], picture: Picture, names: Sequence[str], title: str, columns: int = 4) -> Figure:
+def plot_hardest(pairs: Sequence[Pair], picture: Picture, names: Sequence[str], title: str, columns: int = 4) -> Figure:
     """Pairs side by side, each with its distance and the names of what it shows."""
     rows = max(1, -(-len(pairs) // columns))
     figure = Figure(figsize=(2.7 * columns, 1.95 * rows + 0.4), layout="constrained")
@@ -178,7 +178,7 @@ def hardest(pairs: Sequence[Pair], picture: Picture, names: Sequence[str], title
 
 
 @matplotlib.rc_context(STYLE)
-def projection(embeddings_ND: EmbeddingsF32, identity_N: Ints, picture: Picture | None, seed: int) -> Figure:
+def plot_projection(embeddings_ND: EmbeddingsF32, identity_N: Ints, picture: Picture | None, seed: int) -> Figure:
     """PCA and t-SNE of up to 12 unseen identities, a colour each; a thumbnail, if there are images, stands beside
     each one's middle."""
     chosen = np.random.default_rng(seed).permutation(np.unique(identity_N))[:12]
