@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import httpx
-from conftest import EVALUATION, Service, diptych
 from PIL import Image
-from test_bombs import large_png, many_frames, packed_text
+
+from tests.app.image.test_bombs import large_png, many_frames, packed_text
+from tests.files import EVALUATION
+from tests.service import Service, diptych
 
 DRAWINGS = [path.read_bytes() for path in sorted(EVALUATION.rglob("*.png"))]
 ENDPOINTS = ("verify", "claim", "search", "embed", "enroll", "delete")

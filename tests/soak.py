@@ -1,6 +1,6 @@
 """SIGKILL at random moments while many hands enroll and delete: what was acknowledged is there, and nothing else.
 
-    python tests/soak.py --rounds 200 [--workers 2] [--seed 0]
+    python -m tests.soak --rounds 200 [--workers 2] [--seed 0]
 
 Each hand has identities of its own, so it knows what they must hold; of a request that was cut off, either outcome is
 legal. After every kill the service starts again on the same directory, and every identity is looked at, searched for,
@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from conftest import GOLDEN, Service, drawings
+
+from tests.files import GOLDEN, drawings
+from tests.service import Service
 
 IMAGES = [path for name in ("Angelic/character01", "Kannada/character02") for path in drawings(name)]
 BASE = "/collections/default/identities"

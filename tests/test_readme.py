@@ -7,13 +7,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from conftest import Serve
 
 from app import errors
 from app.cli import cli
 from app.http.problems import _HTTP_CODES
 from app.main import create_app
 from app.settings import Settings
+from tests.service import Serve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

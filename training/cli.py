@@ -119,12 +119,12 @@ def lint(data: Path, checkpoint: str | None, strict: bool, quiet: bool) -> None:
 
     Exits with 0 if training would accept the data, 1 if it would refuse it, 2 for a mistake in the command.
     """
-    from app.checkpoint import format as format_1
+    from app.checkpoint.store import load_checkpoint
     from training.data.dataset import read_dataset
     from training.data.lint import THUMBNAILS, finding_lines, lint_dataset
     from training.embed import embed_images, open_encoder
 
-    encoder = None if checkpoint is None else open_encoder(format_1.load(checkpoint))
+    encoder = None if checkpoint is None else open_encoder(load_checkpoint(checkpoint))
     dataset = read_dataset(data, THUMBNAILS if encoder is None else encoder.preprocessing, progress=not quiet)
     embeddings_ND = None if encoder is None else embed_images(encoder, dataset.images_NHWC, progress=not quiet)
     findings = lint_dataset(dataset, embeddings_ND=embeddings_ND, progress=not quiet)
@@ -164,11 +164,11 @@ def evaluate(
         raise UsageError("--root belongs to --pairs. Leave it out with --data.")
     if pairs is not None and root is None:
         raise UsageError("--pairs needs --root, the folder that its paths are relative to.")
-    from app.checkpoint import format as format_1
+    from app.checkpoint.store import load_checkpoint
     from training.evaluate import evaluate_folder, evaluate_pairs
     from training.summary import evaluation_lines
 
-    opened = format_1.load(checkpoint)
+    opened = load_checkpoint(checkpoint)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     if pairs is not None and root is not None:
@@ -217,10 +217,10 @@ def calibrate(checkpoint: str, data: Path, output: Path, quiet: bool, **options:
     Intervals are 95 % bootstrap intervals over the measured identities (or groups).
     """
     with training_packages("calibrate"):
-        from app.checkpoint import format as format_1
+        from app.checkpoint.store import load_checkpoint
         from training.recalibrate import recalibrate
 
-    result = recalibrate(format_1.load(checkpoint), data, output, progress=not quiet, **options)
+    result = recalibrate(load_checkpoint(checkpoint), data, output, progress=not quiet, **options)
     _print_summary(result)
     click.echo(f"\ncheckpoint {output}")
 
@@ -232,10 +232,10 @@ def calibrate(checkpoint: str, data: Path, output: Path, quiet: bool, **options:
 @quiet_option
 def embed(checkpoint: str, folder: Path, output: Path, quiet: bool) -> None:
     """Embed every image below DIR with CHECKPOINT. Files that are not images are skipped and counted."""
-    from app.checkpoint import format as format_1
+    from app.checkpoint.store import load_checkpoint
     from training.embed import open_encoder, write_embeddings
 
-    encoder = open_encoder(format_1.load(checkpoint))
+    encoder = open_encoder(load_checkpoint(checkpoint))
     count, skipped = write_embeddings(encoder, folder, output, progress=not quiet)
     click.echo(f"{count:,} embeddings in {output}; {skipped:,} files skipped that are not images")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from app.arrays import EmbeddingsF32, ImageU8, Ints
-from app.checkpoint.encoder import Encoder, RuntimeName
-from app.checkpoint.format import Checkpoint
+from app.checkpoint.encoder import Encoder
+from app.checkpoint.format import Checkpoint, RuntimeName
 from app.errors import UsageError
 from app.progress import track
 from training.data.dataset import decode_files, image_files

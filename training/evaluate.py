@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from app.arrays import Ints
-from app.checkpoint.encoder import RuntimeName
-from app.checkpoint.format import Checkpoint
+from app.checkpoint.format import Checkpoint, RuntimeName
 from app.checkpoint.matching import distances
 from app.errors import UsageError
 from training.calibration.pairs import count_listed_pairs, count_pairs

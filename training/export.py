@@ -17,8 +17,19 @@ from safetensors.torch import save
 from torch import Tensor
 
 from app.arrays import Array, Floats, ImageU8
-from app.checkpoint import format as format_1
-from app.checkpoint.format import ONNX, WEIGHTS, Checkpoint, DatasetFacts, Description, Runtime, Split
+from app.checkpoint.format import (
+    CALIBRATION,
+    ONNX,
+    WEIGHTS,
+    Checkpoint,
+    DatasetFacts,
+    Description,
+    Runtime,
+    Split,
+    printable,
+)
+from app.checkpoint.ids import compute_model_id
+from app.checkpoint.store import seal_checkpoint
 from app.errors import TrainingFailed
 from training.calibration.calibrate import Sample, calibrate
 from training.data.splits import SplitName
@@ -55,12 +66,12 @@ def write_checkpoint(output: Path, encoder: Encoder, experiment: Experiment, tra
         unit=recipe.split_by,
         fingerprint=dataset.fingerprint,
     )
-    np.savez_compressed(output / format_1.CALIBRATION, **calibration.curves)  # type: ignore[arg-type]
+    np.savez_compressed(output / CALIBRATION, **calibration.curves)  # type: ignore[arg-type]
     weights = {name: tensor.numpy() for name, tensor in weights_of(encoder).items()}
     description = Description(
-        name=format_1.printable(output.name),
+        name=printable(output.name),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        model_id=format_1.model_id(weights, experiment.architecture, recipe.preprocessing),
+        model_id=compute_model_id(weights, experiment.architecture, recipe.preprocessing),
         architecture=experiment.architecture,
         embedding_dim=recipe.embedding_dim,
         preprocessing=recipe.preprocessing,
@@ -88,7 +99,7 @@ def write_checkpoint(output: Path, encoder: Encoder, experiment: Experiment, tra
             "pillow": version("pillow"),
         },
     )
-    return format_1.seal(output, description)
+    return seal_checkpoint(output, description)
 
 
 def round_weights(encoder: Encoder) -> None:

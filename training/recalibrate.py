@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from app.arrays import Ints
-from app.checkpoint import format as format_1
-from app.checkpoint.encoder import RuntimeName
-from app.checkpoint.format import Checkpoint
+from app.checkpoint.format import CALIBRATION, ONNX, WEIGHTS, Checkpoint, RuntimeName, printable
+from app.checkpoint.store import seal_checkpoint
 from app.errors import UsageError
 from training.calibration.calibrate import Sample, calibrate
 from training.calibration.points import Unit
@@ -57,14 +56,14 @@ def recalibrate(
         *samples, margin=old.margin, target_fmr=target_fmr, unit=split_by, fingerprint=dataset.fingerprint
     )
 
-    for name in (format_1.ONNX, format_1.WEIGHTS):
+    for name in (ONNX, WEIGHTS):
         shutil.copyfile(checkpoint.directory / name, output / name)
-    np.savez_compressed(output / format_1.CALIBRATION, **calibration.curves)  # type: ignore[arg-type]
+    np.savez_compressed(output / CALIBRATION, **calibration.curves)  # type: ignore[arg-type]
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
     description = old.model_copy(
-        update={"name": format_1.printable(output.name), "created_at": created_at, **calibration.fields}
+        update={"name": printable(output.name), "created_at": created_at, **calibration.fields}
     )
-    return format_1.seal(output, description)
+    return seal_checkpoint(output, description)
 
 
 def _split_in_halves(dataset: Dataset, split_by: Unit, seed: int) -> tuple[Ints, Ints]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from app.checkpoint.calibration import Calibration
+from app.checkpoint.calibration import read_calibration
 from app.checkpoint.format import Checkpoint
 
 Interval = tuple[float, float] | None
@@ -30,7 +30,7 @@ class DefaultRates:
 def default_rates(checkpoint: Checkpoint) -> DefaultRates:
     """The rates at the default threshold, measured on test identities."""
     chosen = checkpoint.description.default_threshold
-    rates = Calibration(checkpoint).said(0.0, chosen)
+    rates = read_calibration(checkpoint).figures(0.0, chosen)
     curves = checkpoint.curves()
     observed = float(np.interp(chosen.value, curves["distance"], curves["fmr_all_1"]))
     return DefaultRates(

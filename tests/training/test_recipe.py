@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import BACKGROUND, diptych
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from app.errors import UsageError
+from tests.files import BACKGROUND
+from tests.service import diptych
 from training.cli import train
 from training.data.survey import complete_recipe
 from training.recipe import Recipe, read_recipe
