@@ -16,8 +16,8 @@ Interval = tuple[float, float] | None
 class DefaultRates:
     """Error rates at the default threshold, as the service answers them, with their 95 % intervals.
 
-    `fmr` is None where too few false matches were seen to promise it; `fmr_observed` is the rate that was counted
-    all the same. All are None without such pairs.
+    `fmr` is None where too few false matches, or matches of too few identities, were seen to promise it.
+    `fmr_observed` is the rate that was counted nevertheless. All are None without such pairs.
     """
 
     fmr: float | None
@@ -60,7 +60,7 @@ def summary_lines(checkpoint: Checkpoint) -> Iterator[str]:
             fmr, fnmr = percent(point.fmr, point.fmr_ci95), percent(point.fnmr, point.fnmr_ci95)
             yield f"{target}{point.threshold:<12.4f}{fmr:<28}{fnmr:<28}{point.false_matches:,}"
         else:
-            yield f"{target}not supported: too few false matches on the calibration identities"
+            yield f"{target}not supported: too few calibration identities"
     yield (
         f"measured on {facts.identities:,} identities that were not trained on: {facts.genuine_pairs:,} genuine and "
         f"{facts.impostor_pairs:,} impostor pairs; EER {percent(facts.eer)}"
@@ -73,8 +73,8 @@ def summary_lines(checkpoint: Checkpoint) -> Iterator[str]:
     yield f"FNMR {percent(rates.fnmr, rates.fnmr_ci95)}: genuine pairs called dissimilar"
     if rates.fmr is None and rates.fmr_observed is not None:
         yield (
-            f"FMR not promised: too few false matches. Observed: {percent(rates.fmr_observed)} of the impostor pairs "
-            "called similar, which is not reliable"
+            f"FMR not promised: too few identities. Observed on the {facts.identities} test identities: "
+            f"{percent(rates.fmr_observed)} of impostor pairs called similar"
         )
     else:
         yield f"FMR {percent(rates.fmr, rates.fmr_ci95)}: impostor pairs called similar"

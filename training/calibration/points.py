@@ -92,7 +92,7 @@ def default_threshold(
     note = (
         f"The threshold is half the margin, not calibrated, and no false-match rate is promised: FMR {target_fmr:g} "
         f"needs at least {MIN_FALSE_MATCHES} false matches from at least {MIN_IDENTITY_PAIRS} different pairs of "
-        f"identities, and the {identities} calibration identities gave fewer. {ADVICE}"
+        f"identities, which the {identities} calibration identities do not give. {ADVICE}"
     )
     return margin / 2, "margin", note
 

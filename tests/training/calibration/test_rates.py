@@ -120,7 +120,7 @@ def test_few_false_matches_support_no_promise_and_the_margin_takes_over() -> Non
     assert not points_of_operation[1].supported and points_of_operation[1].threshold is None
     threshold, source, note = default_threshold(points_of_operation, 0.01, margin=0.9, identities=8)
     assert (threshold, source) == (0.45, "margin")
-    assert note is not None and "the 8 calibration identities gave fewer. Use more identities" in note
+    assert note is not None and "the 8 calibration identities do not give. Use more identities" in note
 
 
 def test_an_operating_point_is_chosen_on_one_set_and_measured_on_the_other() -> None:

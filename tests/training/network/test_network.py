@@ -112,8 +112,18 @@ def test_weights_that_do_not_fit_or_cannot_be_read_are_refused(tmp_path: Path) -
             load_weights(network, Recipe(backbone="resnet18", weights=str(tmp_path / source)))
     with pytest.raises(UsageError, match="no pretrained weights"):
         check_weights(Recipe(weights="pretrained"))
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="There is no file or directory"):
         check_weights(Recipe(weights=str(tmp_path / "nowhere.pth")))
+
+
+def test_weights_of_another_encoder_are_refused_with_the_options_that_fit() -> None:
+    """The bundled encoder is for grey images; with the options that the refusal names, its weights fit."""
+    network = build(architecture("compact", channels=3))
+    with pytest.raises(UsageError, match=r"Add --channels 1 --width 1\.0, or choose other --weights"):
+        load_weights(network, Recipe(weights="omniglot", channels=3, width=0.5))
+    description = load_checkpoint("omniglot").description
+    fitting = build(description.architecture)
+    assert "tensors from omniglot" in load_weights(fitting, Recipe(weights="omniglot", channels=1, width=1.0))
 
 
 def test_images_too_small_for_a_backbone_are_refused() -> None:

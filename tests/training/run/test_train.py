@@ -127,7 +127,7 @@ def test_too_few_calibration_identities_fall_back_to_half_the_margin(tmp_path: P
         ([BACKGROUND, "--output", "out", "--epochs", "0"], "--epochs"),
         ([BACKGROUND, "--output", BACKGROUND], "not empty"),
         ([BACKGROUND, "--output", BACKGROUND / "out"], "would count as images"),
-        ([BACKGROUND, "--output", "out", "--weights", "nowhere.pth"], "no such file"),
+        ([BACKGROUND, "--output", "out", "--weights", "nowhere.pth"], "There is no file or directory"),
         ([BACKGROUND, "--output", "out", "--optimizer", "magic"], "adamw"),
         ([BACKGROUND, "--output", "out", "--learning-rate", "nan"], "not a finite number"),
         ([BACKGROUND, "--output", "out", "--margin", "inf"], "--margin"),
