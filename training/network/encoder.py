@@ -3,13 +3,12 @@
 pixels -> scaled -> features (a backbone) -> bottleneck -> pooled -> head -> unit length
 """
 
-from typing import Any, cast
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.checkpoint.format import Architecture
+from app.arrays import EmbeddingsF32, ImageU8, Ints
 
 
 class Encoder(nn.Module):
@@ -93,70 +92,20 @@ class Grid(nn.Module):
 POOLINGS: dict[str, type[nn.Module]] = {"mean": Mean, "gem": GeneralisedMean, "grid": Grid}
 
 
-class Block(nn.Module):
-    """Two 3 x 3 convolutions and a way around them; halves height and width where `stride` is 2."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
-        self.first_norm = nn.BatchNorm2d(channels_out)
-        self.second = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.second_norm = nn.BatchNorm2d(channels_out)
-        self.around: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels_out:
-            self.around = nn.Sequential(
-                nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(channels_in, channels_out, 1, bias=False)
-            )
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        y = torch.relu(self.first_norm(self.first(x_BCHW)))
-        y = self.second_norm(self.second(y))
-        return torch.relu(y + self.around(x_BCHW))
-
-
-class CompactEncoder(Encoder):
-    """A small residual network for small or grey images. `blocks` lists (channels, stride)."""
-
-    def __init__(
-        self,
-        channels: int,
-        embedding_dim: int,
-        stem: int,
-        blocks: list[list[int]],
-        dropout: float,
-        mean: list[float],
-        std: list[float],
-        pooling: str = "mean",
-        bottleneck: int = 0,
-        image_size: int = 0,
-    ) -> None:
-        super().__init__(mean, std)
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, stem, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU()
-        )
-        widths = [stem, *(width for width, _ in blocks)]
-        self.blocks = nn.Sequential(
-            *(Block(before, width, stride) for before, (width, stride) in zip(widths, blocks, strict=False))
-        )
-        side = -(-image_size // 2)
-        for _, stride in blocks:
-            side = -(-side // stride)
-        self._finish(widths[-1], embedding_dim, dropout, pooling, bottleneck, cells=side**2)
-
-    def features(self, x_BCHW: Tensor) -> Tensor:
-        return cast(Tensor, self.blocks(self.stem(x_BCHW)))
-
-
 def to_float(images_BHWC: Tensor) -> Tensor:
     """uint8 `[B, H, W, C]` to float `[B, C, H, W]` in [0, 1]."""
     return images_BHWC.permute(0, 3, 1, 2).to(torch.float32) / 255.0
 
 
-def build(architecture: Architecture) -> Encoder:
-    """The network that an architecture describes, with fresh weights."""
-    options: dict[str, Any] = architecture.options
-    if architecture.name == "compact":
-        return CompactEncoder(**options)
-    from training.network.backbones import TorchvisionEncoder  # torchvision takes a second to import
-
-    return TorchvisionEncoder(architecture.name, **options)
+def embed_with_network(
+    network: Encoder, images_NHWC: ImageU8, index_N: Ints | None = None, batch: int = 256
+) -> EmbeddingsF32:
+    """Unit embeddings `[N, D]` of all images, or of those at `index_N`, by the network itself in float32."""
+    network.eval()
+    index_N = np.arange(len(images_NHWC)) if index_N is None else index_N
+    with torch.inference_mode():
+        parts = [
+            network(torch.from_numpy(images_NHWC[index_N[start : start + batch]]).to(network.mean.device))
+            for start in range(0, len(index_N), batch)
+        ]
+    return torch.cat(parts).cpu().numpy()

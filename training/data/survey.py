@@ -1,4 +1,4 @@
-"""A look at a sample of the images, for the choices that a recipe leaves open."""
+"""A survey of a sample of the images, for the choices that a recipe leaves open."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,15 @@ from app.image.policy import Preprocessing
 from training.data.dataset import decode_file, image_files
 from training.recipe import Recipe
 
-# Images whose longer side is at most this are small: digits, characters, icons, faces cut out.
+# Images whose longer side is at most this are small: digits, characters, icons, cropped faces.
 SMALL = 160
-# Share of pixels near one end or the other from which on an image is line art.
+# An image with at least this share of pixels near either end of its range is line art.
 LINE_ART = 0.85
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a sample of a folder's images looks like: sides in pixels, width / height, colour, line art or not."""
+class Survey:
+    """What a sample of a folder's images looks like. Sides are in pixels; `ratios` are the ends of width / height."""
 
     longer_side: float
     ratios: tuple[float, float]
@@ -26,10 +26,11 @@ class Look:
     line_art: bool
 
 
-def look_at(root: Path) -> Look:
-    """Look at 100 images of a folder tree.
+def survey_images(root: Path) -> Survey:
+    """Survey about 100 images of a folder tree.
 
-    Line art is grey, and nearly all of its pixels are nearly paper or nearly ink, be they black, white or else.
+    Line art is grey, and nearly all of its pixels are close to the shade of the paper or of the ink, whichever shades
+    these are. Raises `UsageError` for a folder that can't be read.
     """
     paths = image_files(root)
     to = Preprocessing(height=64, width=64, channels=3, aspect="stretch")
@@ -50,7 +51,7 @@ def look_at(root: Path) -> Look:
         low, high = np.percentile(grey, (1, 99))
         level = (grey - low) / max(1.0, high - low)
         flat.append(float(((level < 0.25) | (level > 0.75)).mean()))
-    return Look(
+    return Survey(
         longer_side=float(np.median(sides)) if sides else 0.0,
         ratios=(min(ratios, default=1.0), max(ratios, default=1.0)),
         colour=colour,
@@ -58,14 +59,14 @@ def look_at(root: Path) -> Look:
     )
 
 
-def settle(root: Path, recipe: Recipe) -> Recipe:
-    """The recipe with every open choice made by what the images are.
+def complete_recipe(root: Path, recipe: Recipe) -> Recipe:
+    """The recipe with every open choice made, by a survey of the images.
 
-    Grey unless some image has colour. A side of 64 for small images, 128 for others (192 for torchvision's
-    backbones, which were made for 224). Padded to a square, so that nothing is lost or distorted, unless all images
-    share one shape: then stretched, so that no cell is spent on padding. Bent line art, recoloured photographs.
+    Grey unless an image has colour. A side of 64 for small images, 128 for others (192 for torchvision's backbones,
+    which were made for 224). Padded to a square, so that nothing is lost or distorted, unless all images share one
+    shape: then stretched, so that no pixels are spent on padding. Line art is bent, photographs are recoloured.
     """
-    seen = look_at(root)
+    seen = survey_images(root)
     small = seen.longer_side <= SMALL
     side = 64 if small else 128 if recipe.backbone == "compact" else 192
     narrowest, widest = seen.ratios
