@@ -14,13 +14,25 @@ FILES = modules(ROOT)
 GRAPH = file_graph(ROOT)
 
 # Each room may import from those before it, and from itself.
-APP = ("errors", "arrays", "image", "checkpoint", "settings", "database", "gallery", "search", "serving", "http")
+APP = (
+    "errors",
+    "arrays",
+    "files",
+    "image",
+    "checkpoint",
+    "settings",
+    "database",
+    "gallery",
+    "search",
+    "serving",
+    "http",
+)
 MAY_IMPORT = {f"app.{room}": {f"app.{before}" for before in APP[:at]} for at, room in enumerate(APP)}
 MAY_IMPORT["app.maintenance"] = MAY_IMPORT["app.serving"]
 MAY_IMPORT["app.main"] = MAY_IMPORT["app.http"] | {"app.http"}
 MAY_IMPORT["app.cli"] = MAY_IMPORT["app.main"] | {"app.main", "app.maintenance"}
 # Training sees exactly the pixels and the distance that will serve, and nothing else of the service.
-SHARED = {"app.errors", "app.arrays", "app.image", "app.checkpoint"}
+SHARED = {"app.errors", "app.arrays", "app.files", "app.image", "app.checkpoint"}
 TRAINING = ("data", "network", "calibration", "run", "report")
 # Still to be undone.
 CROSSINGS = {

@@ -12,6 +12,7 @@ import numpy as np
 from app.checkpoint.format import Checkpoint, RuntimeName
 from app.checkpoint.store import load_checkpoint
 from app.errors import TrainingFailed, UsageError
+from app.files import replacing
 from app.image.policy import Preprocessing
 from training.data.dataset import image_files
 from training.options import Finite, WithSections, recipe_options
@@ -265,11 +266,9 @@ def embed(checkpoint: str, folder: Path, output: Path, quiet: bool) -> None:
     if output.is_dir():
         raise UsageError(f"{output} is a directory. Give the name of a file.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".tmp")
-    with unfinished.open("wb") as file:
+    with replacing(output) as file:
         paths, embeddings_ND, skipped = stage.embed_folder(encoder, folder, progress=not quiet)
         np.savez(file, paths=np.array(paths, dtype=np.str_), embeddings=embeddings_ND)
-    unfinished.replace(output)
     click.echo(f"{len(paths):,} embeddings in {output}; {skipped:,} files skipped that are no image")
 
 

@@ -24,8 +24,8 @@ from app.serving.resources import Resources
 
 # For an orchestrator, which has no key, and to read.
 OPEN = re.compile(r"/|/healthz|/readyz|/openapi\.json|/docs|/docs/oauth2-redirect|/static-offline-docs/.*")
-# The scope that a call takes; the first that fits. What is not listed is for keys that may do everything.
-SCOPES = [
+# The scope that a call needs; the first that fits. Other calls need `admin`.
+CALLS = [
     (method, re.compile(path), scope)
     for method, path, scope in (
         ("GET", r"/metrics", "watch"),
@@ -77,13 +77,13 @@ class Guard:
         caller = ring.caller(token_in(headers))
         wanted = scope_of(scope["method"], path)
         if not caller.may(wanted):
-            raise NotAllowed(f"The key {caller.name!r} may not do this: it takes the scope `{wanted}`.")
+            raise NotAllowed(f"The key {caller.name!r} lacks the scope `{wanted}`.")
         return caller
 
 
 def scope_of(method: str, path: str) -> str:
     """The scope that a call takes."""
-    fitting = (scope for listed, paths, scope in SCOPES if listed == method and paths.fullmatch(path))
+    fitting = (scope for listed, paths, scope in CALLS if listed == method and paths.fullmatch(path))
     return next(fitting, UNLISTED)
 
 

@@ -11,9 +11,10 @@ from app.database.sqlite import SQLite
 from app.database.tables import change
 from app.database.transactions import Database
 from app.errors import DiptychError, GalleryDamaged, StorageUnavailable, Unavailable
-from app.gallery import collections as gallery
-from app.gallery import encoders as models
-from app.gallery import keys
+from app.gallery.collections import has_deleted_collections, purge_collections
+from app.gallery.encoders import active_model, knows_model
+from app.gallery.idempotency import expire_answers, has_expired_answers
+from app.gallery.keys import read_keyring
 from app.gallery.originals import Originals
 from app.search.nearest import ByFaiss
 from app.serving import loaded as serving
@@ -42,7 +43,7 @@ class Keeper:
         # Whether the gallery has been this encoder's: if it moves to another, this process follows.
         self.followed = False
         with database.read() as connection:
-            self.keyring = keys.keyring(connection)
+            self.keyring = read_keyring(connection)
         self._settings = settings
         self._database = database
         self._originals = originals
@@ -54,7 +55,7 @@ class Keeper:
             for name, tasks in (
                 ("keys", {"keys": self._read_keys}),
                 ("short", {"database": self._recover, "encoder": self._follow, "changes": self._prune}),
-                ("deletions", {"collections": self._purge, "originals": self._sweep}),
+                ("deletions", {"collections": self._purge, "originals": self._sweep, "answers": self._expire}),
                 ("images", {"keeping images": self._originals.recover, "orphans": self._sweep_orphans}),
                 ("long", {"index": self._tend, "check": self._check}),
             )
@@ -122,19 +123,17 @@ class Keeper:
         """Where writing failed, see whether it works again."""
         if self._database.trouble is not None and not isinstance(self._database.trouble, GalleryDamaged):
             self._database.reconnect()
-            self._database.write(
-                lambda connection: connection.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
-            )
+            self._database.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
 
     def _follow(self) -> None:
         """If the gallery was moved to another encoder, load that one and answer with it from then on."""
         with self._database.read() as connection:
-            active = models.active(connection)
+            active = active_model(connection)
             if active is None or active.model_id == self.serving.model_id:
                 self.followed, self.stranded = active is not None, None
                 return
             # The gallery moved away from this encoder if it was seen to be its, or has embeddings of it still.
-            moved = self.followed or models.was_active(connection, self.serving.model_id)
+            moved = self.followed or knows_model(connection, self.serving.model_id)
         if not moved:
             return
         try:
@@ -154,7 +153,7 @@ class Keeper:
     def _read_keys(self) -> None:
         """What was made or revoked since; where they can't be read, those that were stay."""
         with self._database.read() as connection:
-            self.keyring = keys.keyring(connection)
+            self.keyring = read_keyring(connection)
 
     def _tend(self, *, closing: bool = False) -> bool | None:
         if isinstance(self._database.trouble, GalleryDamaged):
@@ -162,19 +161,26 @@ class Keeper:
         current = self.serving  # once: another may take its place meanwhile
         if isinstance(current.proposer, ByFaiss):
             with self._database.read() as connection:
-                active = models.active(connection)
+                active = active_model(connection)
             if active is not None and active.model_id == current.model_id:
                 current.proposer.index.tend(active.key, closing=closing)
         return None
 
     def _purge(self) -> None:
         with self._database.read() as connection:
-            deleted = gallery.has_deleted(connection)
+            deleted = has_deleted_collections(connection)
         while deleted and not self._stop.wait(0.01):  # let others have their turn
-            deleted = self._database.write(gallery.purge)
+            deleted = self._database.write(purge_collections)
 
     def _sweep(self) -> None:
         self._originals.sweep()
+
+    def _expire(self) -> None:
+        """Delete stored answers whose time is over."""
+        with self._database.read() as connection:
+            expired = has_expired_answers(connection)
+        if expired:
+            self._database.write(expire_answers)
 
     def _sweep_orphans(self) -> bool:
         if time.monotonic() < self._orphans_at:
@@ -192,4 +198,4 @@ class Keeper:
             ).one()
         if last - first > CHANGES_KEPT + CHANGES_CHUNK:
             old = sa.delete(change).where(change.c.sequence < min(first + CHANGES_CHUNK, last - CHANGES_KEPT))
-            self._database.write(lambda connection: connection.execute(old))
+            self._database.execute(old)

@@ -4,7 +4,7 @@ from contextlib import suppress
 from importlib.metadata import version
 
 from app.errors import StorageUnavailable
-from app.gallery import collections as gallery
+from app.gallery.collections import count_enrolled
 from app.serving import readiness
 from app.serving.resources import Resources
 
@@ -27,7 +27,7 @@ def observe(resources: Resources) -> None:
     made = readiness.checks(resources)
     if not any(check.name == "gallery" and check.problem for check in made):
         with suppress(StorageUnavailable), resources.database.read() as connection:
-            identities, references = gallery.sizes(connection)
+            identities, references = count_enrolled(connection)
             metrics.identities.set(identities)
             metrics.references.set(references)
     metrics.ready.set(all(check.problem is None for check in made))

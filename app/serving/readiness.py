@@ -8,7 +8,7 @@ from pathlib import Path
 from app.database.sqlite import SQLite
 from app.database.transactions import SCHEMA
 from app.errors import ModelMismatch, StorageUnavailable, Unavailable
-from app.gallery import encoders as models
+from app.gallery.encoders import find_model_key
 from app.serving.resources import Resources
 
 
@@ -57,7 +57,7 @@ def _look(resources: Resources) -> _Seen:
         with resources.database.read() as connection:
             schema = resources.database.schema(connection)
             try:
-                models.key_of(connection, resources.keeper.serving.loaded)
+                find_model_key(connection, resources.keeper.serving.loaded)
             except ModelMismatch as mismatch:
                 moved = Unavailable(mismatch.detail)
             return _Seen(schema, moved)

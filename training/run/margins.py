@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 
 from app.arrays import Ints
 from app.errors import TrainingFailed
+from app.files import replacing
 from training.data.dataset import Dataset
 from training.network.network import Encoder
 from training.recipe import Recipe
@@ -62,9 +63,8 @@ def search_margin(
             row["seconds"] = sum(epoch["seconds"] for epoch in done.history)
         tried.append(row)
         if fabric.is_global_zero:
-            unfinished = found.with_name(found.name + ".tmp")
-            unfinished.write_text(json.dumps(tried))
-            unfinished.replace(found)
+            with replacing(found) as file:
+                file.write(json.dumps(tried).encode())
     if all("failed" in row for row in tried):
         raise TrainingFailed(f"No margin of {', '.join(map(str, CANDIDATES))} trains. {tried[-1]['failed']}")
     best = min((row for row in tried if "failed" not in row), key=_errors)

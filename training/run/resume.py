@@ -11,6 +11,7 @@ from lightning_fabric.plugins import Precision
 from torch import nn
 
 from app.errors import UsageError
+from app.files import replacing
 from training.network.network import Encoder
 
 STATE = "resume.pt"
@@ -67,9 +68,8 @@ def save_state(
         "optimizer": optimizer.state_dict(),
         "precision": precision.state_dict(),  # the scale of float16 gradients
     }
-    unfinished = path.with_name(path.name + ".tmp")
-    torch.save(state, unfinished)
-    unfinished.replace(path)
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def load_state(

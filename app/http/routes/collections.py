@@ -6,8 +6,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query, Request
 
 from app.errors import InvalidRequest
-from app.gallery import collections as gallery
-from app.gallery import references
+from app.gallery import collections, identities, references
 from app.http.routes.schemas import (
     CollectionPath,
     CollectionsAnswer,
@@ -34,14 +33,14 @@ IDENTITY = "/{collection}/identities/{identity}"
 def list_collections(database: DatabaseDep, caller: CallerDep) -> dict[str, Any]:
     """Every collection that the key is for, with its numbers of identities and references."""
     with database.read() as connection:
-        every = gallery.list_collections(connection)
+        every = collections.list_collections(connection)
     return {"collections": [entry for entry in every if caller.sees(entry["collection"])]}
 
 
 @router.delete("/{collection}", status_code=204)
 def delete_collection(database: DatabaseDep, audit: AuditDep, collection: CollectionPath) -> None:
     """Deletes a collection with everything in it. No search finds it from then on."""
-    database.write(lambda connection: gallery.delete_collection(connection, collection))
+    database.write(lambda connection: collections.delete_collection(connection, collection))
     audit.note("delete_collection", collection=collection)
 
 
@@ -54,15 +53,15 @@ def list_identities(
 ) -> dict[str, Any]:
     """The identities of a collection by name, a page at a time."""
     with database.read() as connection:
-        identities, next_cursor = gallery.list_identities(connection, collection, limit, cursor)
-    return {"identities": identities, "next_cursor": next_cursor}
+        page, next_cursor = identities.list_identities(connection, collection, limit, cursor)
+    return {"identities": page, "next_cursor": next_cursor}
 
 
 @router.get(IDENTITY, response_model=IdentityAnswer)
 def get_identity(database: DatabaseDep, collection: CollectionPath, identity: IdentityPath) -> dict[str, Any]:
     """An identity with its metadata and references."""
     with database.read() as connection:
-        return gallery.get_identity(connection, collection, identity)
+        return identities.get_identity(connection, collection, identity)
 
 
 @router.patch(IDENTITY, response_model=IdentityAnswer)
@@ -74,8 +73,8 @@ def change_identity(
         raise InvalidRequest("Give `identity` (a new name), `metadata` (an object to merge), or both.")
 
     def work(connection: sa.Connection) -> dict[str, Any]:
-        gallery.change_identity(connection, collection, identity, change.identity, change.metadata)
-        return gallery.get_identity(connection, collection, change.identity or identity)
+        identities.change_identity(connection, collection, identity, change.identity, change.metadata)
+        return identities.get_identity(connection, collection, change.identity or identity)
 
     answer = database.write(work)
     audit.note("change_identity", collection=collection, identity=identity, now=answer["identity"])
@@ -85,7 +84,7 @@ def change_identity(
 @router.delete(IDENTITY, status_code=204)
 def delete_identity(database: DatabaseDep, audit: AuditDep, collection: CollectionPath, identity: IdentityPath) -> None:
     """Deletes an identity with all its references."""
-    database.write(lambda connection: gallery.delete_identity(connection, collection, identity))
+    database.write(lambda connection: identities.delete_identity(connection, collection, identity))
     audit.note("delete_identity", collection=collection, identity=identity)
 
 

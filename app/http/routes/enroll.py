@@ -10,11 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 
 from app.arrays import EmbeddingsF32
 from app.errors import ImageError, NothingEnrolled, TooManyImages
-from app.gallery import idempotency
+from app.gallery.idempotency import claim_key, recall_answer, remember_answer
 from app.gallery.names import parse_metadata, printable_filename
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference
-from app.gallery.references import enroll as gallery_enroll
+from app.gallery.references import NewReference, enroll_images
 from app.http.routes.forms import EnrollForm, documented, read
 from app.http.routes.multipart import Upload
 from app.http.routes.schemas import EnrollAnswer
@@ -59,7 +58,7 @@ async def enroll(
         if idempotency_key is not None:
             fingerprint = _fingerprint(collection, identity, about, images)
             with database.read() as connection:
-                before = idempotency.recall(connection, idempotency_key, fingerprint)
+                before = recall_answer(connection, idempotency_key, fingerprint)
             if before is not None:
                 return fingerprint, before
         return fingerprint, pipeline.embed_each(serving.encoder, images)
@@ -74,11 +73,11 @@ async def enroll(
         def work(connection: sa.Connection) -> dict[str, Any]:
             if idempotency_key is not None:
                 # Again, now alone: the same request may have come twice at once.
-                idempotency.claim(connection, idempotency_key)
-                before = idempotency.recall(connection, idempotency_key, fingerprint)
+                claim_key(connection, idempotency_key)
+                before = recall_answer(connection, idempotency_key, fingerprint)
                 if before is not None:
                     return before
-            references = gallery_enroll(connection, collection, identity, about, accepted, serving.loaded)
+            references = enroll_images(connection, collection, identity, about, accepted, serving.loaded)
             answer = {
                 "collection": collection,
                 "identity": identity,
@@ -86,7 +85,7 @@ async def enroll(
                 "rejected": rejected,
             }
             if idempotency_key is not None:
-                idempotency.remember(connection, idempotency_key, fingerprint, answer)
+                remember_answer(connection, idempotency_key, fingerprint, answer)
             return answer
 
         with resources.metrics.stage("commit"):

@@ -9,12 +9,12 @@ from app.arrays import EmbeddingsF32
 from app.checkpoint.matching import decide
 from app.checkpoint.searches import search_rates, threshold_for_search
 from app.errors import ConflictingFields
-from app.gallery import collections as gallery
-from app.gallery import encoders as models
+from app.gallery.collections import collection_key, count_searched
+from app.gallery.encoders import find_model_key
 from app.gallery.filters import parse_filter
 from app.http.routes.forms import SearchForm, documented, read
 from app.http.routes.schemas import Match, SearchAnswer
-from app.search.nearest import find
+from app.search.nearest import find_nearest
 from app.serving.resources import CallerDep, ResourcesDep
 
 router = APIRouter(tags=["gallery"])
@@ -38,17 +38,17 @@ async def search(
 
     def look() -> EmbeddingsF32:
         with database.read() as connection:  # before decoding: an unknown name costs nothing to refuse
-            gallery.collection_key(connection, form.collection)
-            models.key_of(connection, serving.loaded)
+            collection_key(connection, form.collection)
+            find_model_key(connection, serving.loaded)
         (probe_D,) = pipeline.embed(serving.encoder, image=form.image)
         return probe_D
 
     def answer() -> SearchAnswer:
         with metrics.stage("search"), database.read() as connection:
-            key = gallery.collection_key(connection, form.collection)
-            model_key = models.key_of(connection, serving.loaded)
-            hits = find(connection, serving.proposer, model_key, key, probe_D, form.top_k, where)
-            gallery_size, references = gallery.searched(connection, key, where)
+            key = collection_key(connection, form.collection)
+            model_key = find_model_key(connection, serving.loaded)
+            hits = find_nearest(connection, serving.proposer, model_key, key, probe_D, form.top_k, where)
+            gallery_size, references = count_searched(connection, key, where)
         calibration = serving.calibration
         each = -(-references // max(1, gallery_size))  # references of an identity, rounded up
         if form.target_fpir is None:
