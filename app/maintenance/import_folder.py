@@ -9,7 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from tqdm import tqdm
 
-from app.checkpoint.bulk import embed_all
+from app.checkpoint.bulk import decode_all, embed_all
 from app.checkpoint.encoder import Encoder
 from app.database.tables import collection, identity, reference
 from app.database.transactions import Database
@@ -60,13 +60,14 @@ def import_folder(
     done = Imported()
     names = [name for name, _ in files]
     held = _held(database, collection_name, names)
-    items = embed_all(
-        encoder,
+    decoded = decode_all(
         (((name, path), path.read_bytes) for name, path in files),
-        lambda key, sha256: (key[0], sha256) in held,
-        originals.keep,
-        formats,
+        encoder.preprocessing,
+        skip=lambda key, sha256: (key[0], sha256) in held,
+        keep=originals.keep,
+        formats=formats,
     )
+    items = embed_all(encoder, decoded)
     with tqdm(total=len(files), desc="importing", unit="image", disable=None if progress else True) as bar:
         while batch := list(itertools.islice(items, AT_ONCE)):
             by_identity: dict[str, list[NewReference]] = {}

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tqdm import tqdm
 
 from app.arrays import EmbeddingsF32
-from app.checkpoint.bulk import embed_all
+from app.checkpoint.bulk import decode_all, embed_all
 from app.checkpoint.encoder import Encoder
 from app.database.tables import LIVE, collection, embedding, identity, model, reference
 from app.database.transactions import Database
@@ -142,7 +142,8 @@ class Migration:
 
     def _embeddings(self, page: Sequence[Missing]) -> dict[str, EmbeddingsF32]:
         images = ((missing, self._reader(missing)) for missing in page)
-        items = list(embed_all(self._encoder, images, formats=self._formats))
+        decoded = decode_all(images, self._encoder.preprocessing, formats=self._formats)
+        items = list(embed_all(self._encoder, decoded))
         bad = [item for item in items if item.problem is not None or item.sha256 != item.key.image_sha256]
         if bad:
             with self._database.read() as connection:
