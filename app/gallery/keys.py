@@ -71,7 +71,7 @@ class Keyring:
         sha256, caller = self.by_id.get(match[1] if match else "", ("", None))
         # In constant time, so that no prefix of a hash can be found out by asking often.
         if not hmac.compare_digest(sha256, _hash(token)) or caller is None:
-            raise KeyUnknown("This API key is none of this service's, or was revoked.")
+            raise KeyUnknown("Unknown or revoked API key.")
         return caller
 
 
