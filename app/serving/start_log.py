@@ -20,8 +20,8 @@ def log_start(resources: Resources) -> None:
     log.info("Diptych %s at %s; documentation to try it at %s/docs", version("diptych"), url, url)
     threshold = description.default_threshold
     log.info(
-        "checkpoint %s (model %s): similar up to a distance of %.4f, %s",
-        *(settings.checkpoint, description.model_id, threshold.value, promise(threshold.point)),
+        "checkpoint %s, loaded from %s (model %s): similar up to a distance of %.4f, %s",
+        *(description.name, settings.checkpoint, description.model_id, threshold.value, promise(threshold.point)),
     )
     with suppress(StorageUnavailable), resources.database.read() as connection:
         identities, references = sizes(connection)

@@ -158,3 +158,16 @@ READINESS: dict[str, Any] = {
         "gallery": {"ok": True, "detail": "can be read and written"},
     },
 }
+# By the name of the schema that it is an example of.
+BY_SCHEMA = {
+    "VerifyAnswer": VERIFY,
+    "SearchAnswer": SEARCH,
+    "EmbedAnswer": EMBED,
+    "EnrollAnswer": ENROLL,
+    "CollectionsAnswer": COLLECTIONS,
+    "IdentitiesAnswer": IDENTITIES,
+    "IdentityAnswer": SHOWN_IDENTITY,
+    "IdentityChange": CHANGE,
+    "CheckpointAnswer": CHECKPOINT,
+    "Readiness": READINESS,
+}

@@ -8,7 +8,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from app.checkpoint.format import CalibrationFacts, DatasetFacts, Runtime
 from app.checkpoint.matching import OperatingPoint, ThresholdSource, Verdict
 from app.gallery.names import check_metadata, check_name
-from app.http.routes import examples
 from app.image.policy import Preprocessing
 
 Name = Annotated[str, AfterValidator(check_name)]
@@ -21,10 +20,6 @@ SOURCE = (
 )
 MODEL_ID = "Identifies the encoder. Embeddings of different models cannot be compared."
 CALIBRATION_ID = "Identifies the thresholds and error rates."
-
-
-def _example(value: dict[str, Any]) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [value]})
 
 
 class Problem(BaseModel):
@@ -40,8 +35,6 @@ class Problem(BaseModel):
 
 class VerifyAnswer(BaseModel):
     """The verdict and the figures behind it. A figure that the calibration does not support is null."""
-
-    model_config = _example(examples.VERIFY)
 
     verdict: Verdict = Field(
         description="`similar` if distance <= threshold; `inconclusive` up to `inconclusive_to`; else `dissimilar`."
@@ -97,8 +90,6 @@ class RejectedImage(BaseModel):
 class EnrollAnswer(BaseModel):
     """What was enrolled and what was not."""
 
-    model_config = _example(examples.ENROLL)
-
     collection: str
     identity: str
     references: list[EnrolledReference] = Field(description="One for each image that was enrolled.")
@@ -115,8 +106,6 @@ class Match(BaseModel):
 
 class SearchAnswer(BaseModel):
     """The nearest identities, nearest first, whatever their verdicts."""
-
-    model_config = _example(examples.SEARCH)
 
     identity: str | None = Field(description="The nearest identity if it is `similar`; null if nobody is.")
     matches: list[Match]
@@ -138,8 +127,6 @@ class SearchAnswer(BaseModel):
 class EmbedAnswer(BaseModel):
     """The embedding of an image. The example shows the first four of its numbers."""
 
-    model_config = _example(examples.EMBED)
-
     embedding: list[float] = Field(description="`embedding_dim` numbers of unit length, exact in float32.")
     model_id: str = Field(description=MODEL_ID)
 
@@ -152,8 +139,6 @@ class CollectionEntry(BaseModel):
 
 
 class CollectionsAnswer(BaseModel):
-    model_config = _example(examples.COLLECTIONS)
-
     collections: list[CollectionEntry]
 
 
@@ -165,8 +150,6 @@ class IdentityEntry(BaseModel):
 
 
 class IdentitiesAnswer(BaseModel):
-    model_config = _example(examples.IDENTITIES)
-
     identities: list[IdentityEntry]
     next_cursor: str | None = Field(description="Send it as `cursor` to get the next page; null on the last page.")
 
@@ -178,8 +161,6 @@ class ReferenceEntry(BaseModel):
 
 
 class IdentityAnswer(BaseModel):
-    model_config = _example(examples.SHOWN_IDENTITY)
-
     collection: str
     identity: str
     metadata: dict[str, Any]
@@ -190,7 +171,7 @@ class IdentityAnswer(BaseModel):
 class IdentityChange(BaseModel):
     """A new name, metadata to merge, or both."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra={"examples": [examples.CHANGE]})
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     identity: Name | None = Field(None, description="The new name.")
     metadata: Annotated[dict[str, Any], AfterValidator(check_metadata)] | None = Field(
@@ -200,8 +181,6 @@ class IdentityChange(BaseModel):
 
 class CheckpointAnswer(BaseModel):
     """What is loaded and how well it measured."""
-
-    model_config = _example(examples.CHECKPOINT)
 
     name: str
     model_id: str = Field(description=MODEL_ID)
@@ -229,7 +208,5 @@ class CheckAnswer(BaseModel):
 
 
 class Readiness(BaseModel):
-    model_config = _example(examples.READINESS)
-
     status: Literal["ready"]
     checks: dict[str, CheckAnswer]
