@@ -14,7 +14,7 @@ import pytest
 import docs.generate.__main__ as site
 from app import errors
 from app.cli import cli
-from app.http.problems import _HTTP_CODES
+from app.http.problems import HTTP_CODES
 from app.settings import Settings
 from docs.generate.commands import every_command
 from docs.generate.errors import codes_on_the_wire
@@ -154,7 +154,7 @@ def test_error_codes_are_those_of_the_tree() -> None:
     """Each under its status; and every code that is named beside a status is one of them."""
     abstract = {errors.ImageError, errors.GalleryError, errors.TrainingFailed, errors.MigrationBlocked}
     raised = subclasses(errors.DiptychError) - abstract - subclasses(errors.UsageError)
-    assert set(codes_on_the_wire()) == {(kind.status, kind.code) for kind in raised} | set(_HTTP_CODES.items())
+    assert set(codes_on_the_wire()) == {(kind.status, kind.code) for kind in raised} | set(HTTP_CODES.items())
     for page in PRESENT:
         named = {(int(status), code) for status, code in re.findall(r"\b([45]\d\d) `([a-z_]+)`", TEXT[page])}
         assert named <= set(codes_on_the_wire()), shown(page)
