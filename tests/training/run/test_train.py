@@ -64,6 +64,8 @@ def test_the_report_shows_the_run(trained: Path) -> None:
     assert "shows training images" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "diptych train" in page and "--quarter-turns" in page, "the exact command"
+    scalars = re.search(r"tensorboard --logdir ([^<]+)<", page)
+    assert scalars is not None and Path(scalars[1]).is_dir()
     document = json.loads((report / "metrics.json").read_text())
     nearest = [pair["distance"] for pair in document["hardest"]["impostor"]]
     assert nearest == sorted(nearest) and len(nearest) == 12
@@ -88,9 +90,10 @@ def test_images_are_left_out_of_the_report_on_request(tmp_path: Path) -> None:
 
 
 def test_training_shows_its_progress(trained: Path) -> None:
-    """A bar with the loss and the validation figures."""
-    log = (trained.parent / "train.log").read_text()
+    """In a log file a few plain lines, the last with the loss and the validation figures."""
+    log = (trained.parent / "train.log").read_bytes().decode()
     assert "training" in log and "validation_eer=" in log and "loss=" in log
+    assert "\r" not in log and log.count("\n") < 60
 
 
 def test_the_same_seed_learns_the_same(tmp_path: Path) -> None:
@@ -116,13 +119,18 @@ def test_too_few_calibration_identities_fall_back_to_half_the_margin(tmp_path: P
     assert (description.threshold, description.threshold_source) == (0.4, "margin")
     assert "half the margin and not calibrated" in done.stdout and "FMR not promised" in done.stdout
     assert description.default_threshold.point is None
+    page = (tmp_path / "few" / "report" / "index.html").read_text()
+    assert re.search(r"<th>FMR</th><td>not promised: too few identities\. Observed on the 4 test identities: ", page)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["nowhere", "--output", "out"], "nowhere is not a folder"),
-        ([BACKGROUND / "Greek" / "character01", "--output", "out"], "no folders of images"),
+        (
+            [BACKGROUND / "Greek" / "character01", "--output", "out"],
+            "holds images but no folders of images. Put the images of each",
+        ),
         ([BACKGROUND], "Missing option '--output'"),
         ([BACKGROUND, "--output", "out", "--epochs", "0"], "--epochs"),
         ([BACKGROUND, "--output", BACKGROUND], "not empty"),
