@@ -208,7 +208,7 @@ def test_evaluate_on_the_training_folder_counts_its_test_identities_only(trained
     """It repeats the figures of the checkpoint, instead of flattering it."""
     done = diptych("evaluate", trained, "--data", BACKGROUND, "--output", tmp_path, "--quiet")
     assert done.returncode == 0, done.stderr
-    assert "only the test identities" in done.stdout
+    assert "only its test identities" in done.stdout
     figures = json.loads((tmp_path / "metrics.json").read_text())
     point = load_checkpoint(trained).description.default_threshold.point
     assert point is not None and point.fmr is not None
