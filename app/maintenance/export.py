@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from tqdm import tqdm
 
 from app.database.tables import LIVE, collection, embedding, identity, reference
 from app.database.transactions import Database
@@ -17,6 +16,7 @@ from app.gallery import collections as gallery
 from app.gallery import encoders as models
 from app.gallery.originals import Originals, sync
 from app.maintenance.jsonl import FORMAT, VERSION, Counts, End, ExportedIdentity, ExportedReference, Head, line, written
+from app.progress import progress_bar
 
 
 def export(database: Database, file: Path, originals: Originals | None, *, progress: bool) -> Counts:
@@ -35,7 +35,7 @@ def export(database: Database, file: Path, originals: Originals | None, *, progr
                 raise UsageError("Nothing is enrolled, so there is nothing to export.")
             line(out, Head(format=FORMAT, version=VERSION, **_of(active)))
             total = sum(entry["identities"] for entry in gallery.list_collections(connection))
-            with tqdm(total=total, desc="exporting", unit="identity", disable=None if progress else True) as bar:
+            with progress_bar("exporting", "identities", total, enabled=progress) as bar:
                 for one in _identities(connection, active.key, originals):
                     line(out, one)
                     counts.identities += 1

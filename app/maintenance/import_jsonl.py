@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from app.database.transactions import Database
 from app.errors import ModelMismatch, UsageError
@@ -17,6 +16,7 @@ from app.gallery.encoders import Loaded
 from app.gallery.originals import Originals
 from app.gallery.references import NewReference, enroll_many, those_known
 from app.maintenance.jsonl import FORMAT, VERSION, Counts, End, ExportedIdentity, ExportedReference, Head, parsed, read
+from app.progress import progress_bar
 
 # Lines that are committed together: so many, or fewer that are long. Images make them long.
 AT_ONCE, AT_ONCE_CHARACTERS = 500, 2**25
@@ -33,7 +33,7 @@ def import_export(database: Database, file: Path, originals: Originals, *, progr
     Raises `UsageError` naming the line that can't be read, and for embeddings of another encoder.
     """
     counts = Counts()
-    with read(file) as lines, tqdm(desc="importing", unit="identity", disable=None if progress else True) as bar:
+    with read(file) as lines, progress_bar("importing", "identities", enabled=progress) as bar:
         _, first = next(lines, (1, ""))
         try:
             head = Head.model_validate_json(first)

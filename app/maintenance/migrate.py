@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
-from tqdm import tqdm
 
 from app.arrays import EmbeddingsF32
 from app.checkpoint.bulk import embed_all
@@ -24,6 +23,7 @@ from app.gallery.encoders import Loaded
 from app.gallery.originals import Originals
 from app.gallery.references import add_embeddings, those_known
 from app.image.policy import SERVED_FORMATS
+from app.progress import progress_bar, track
 
 AT_ONCE = 512
 # So few may be embedded inside the transaction that switches: others wait for it.
@@ -76,7 +76,7 @@ class Migration:
                 raise UsageError(f"The gallery belongs to model {active.model_id} already.")
         key = self._database.write(lambda connection: models.register(connection, self._loaded))
         total, done = self._check(key), 0
-        with tqdm(total=total, desc="embedding", unit="image", disable=None if progress else True) as bar:
+        with progress_bar("embedding", "images", total, enabled=progress) as bar:
             while True:
                 last = self._database.write(lambda connection: self._switch(connection, key))
                 if last is not None:
@@ -218,7 +218,7 @@ def _missing(connection: sa.Connection, model_key: int, after: int = 0, limit: i
 
 def _by_hash(folder: Path) -> dict[str, Path]:
     found = {}
-    for path in tqdm(sorted(folder.rglob("*")), desc="hashing", unit="file", disable=None):
+    for path in track(sorted(folder.rglob("*")), "hashing", "files"):
         if path.is_file():
             with path.open("rb") as file:
                 found[hashlib.file_digest(file, "sha256").hexdigest()] = path
