@@ -21,20 +21,24 @@ from training.export import check_parity, round_weights, write_encoder
 from training.network.backbones import build
 from training.network.encoder import embed_with_network
 from training.recipe import Recipe
+from training.summary import default_rates
 from training.train import RunOptions, train_encoder
 
 
 def test_training_writes_a_checkpoint_that_serves(trained: Path) -> None:
-    """Every file of the format, its threshold from calibration, its rates from test identities with counts."""
+    """Every file of the format, its threshold and where it comes from, its rates from test identities with counts."""
     description = load_checkpoint(trained).description
-    assert description.threshold_source == "calibration"
-    assert 0 < description.threshold < 2
+    calibrated = description.default_threshold.point is not None
+    assert description.threshold_source == ("calibration" if calibrated else "margin")
+    assert calibrated or description.threshold == description.margin / 2
+    assert 0 <= description.threshold < 2
     assert description.dataset.identities == 40 and description.dataset.images == 400
     splits = {name: split.identities for name, split in description.dataset.splits.items()}
     assert splits == {"train": 16, "calibration": 12, "test": 12}
-    point = description.default_threshold.point
-    assert point is not None and point.measured_on == "test"
-    assert (point.genuine_pairs, point.impostor_pairs) == (12 * 45, 66 * 100)
+    for point in description.operating_points:
+        expected = ("test", 12 * 45, 66 * 100) if point.supported else (None, None, None)
+        assert (point.measured_on, point.genuine_pairs, point.impostor_pairs) == expected
+    assert (description.calibration.genuine_pairs, description.calibration.impostor_pairs) == (12 * 45, 66 * 100)
     assert description.runtime.max_distance_drift <= 1e-4
     assert not list(trained.rglob("*.pkl")) and not list(trained.rglob("*.pt"))
 
@@ -210,10 +214,10 @@ def test_evaluate_on_the_training_folder_counts_its_test_identities_only(trained
     assert done.returncode == 0, done.stderr
     assert "only its test identities" in done.stdout
     figures = json.loads((tmp_path / "metrics.json").read_text())
-    point = load_checkpoint(trained).description.default_threshold.point
-    assert point is not None and point.fmr is not None
+    rates = default_rates(load_checkpoint(trained))
     assert figures["identities"] == 12
-    assert figures["fmr"] == pytest.approx(point.fmr, abs=2e-3)
+    assert figures["fmr"] == pytest.approx(rates.fmr_observed, abs=2e-3)
+    assert figures["fnmr"] == pytest.approx(rates.fnmr, abs=2e-2)
 
 
 def test_evaluate_judges_a_list_of_pairs(trained: Path, tmp_path: Path) -> None:
