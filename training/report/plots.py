@@ -92,11 +92,11 @@ def plot_distances(counts: PairCounts, margin: float, threshold: float) -> Figur
     ):
         axes.hist(GRID, bins=bins, weights=100 * weight_G, color=colour, alpha=0.6, label=f"{name} pairs")
     top = axes.get_ylim()[1]
-    axes.axvline(threshold, color=INK, linewidth=1.6)
+    axes.axvline(threshold, color=INK, linewidth=1.6, zorder=4)
     label: dict[str, Any] = {"color": INK, "va": "top", "ha": "right", "rotation": 90}
     label["bbox"] = {"color": "white", "alpha": 0.7, "pad": 1, "linewidth": 0}  # readable on a bar
     axes.text(threshold, top, f" threshold {threshold:.3f}", **label)
-    axes.axvline(margin, color=INK, linewidth=1.2, linestyle=":")
+    axes.axvline(margin, color=INK, linewidth=1.2, linestyle=":", zorder=4)
     axes.text(margin, top, f" margin {margin:g}", **label)
     axes.set(title="Distances on test identities", xlabel="distance", ylabel="% of pairs of its kind")
     shown = GRID[(counts.genuine_weight_G + counts.impostor_weight_G) > 0]
