@@ -130,6 +130,7 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
             for path in tqdm(files, desc="images", unit="image", disable=None if progress else True):
                 _copied(path, incoming / path.relative_to(backup))
         _new_gallery_id(incoming / DATABASE)
+        _migrate(incoming / DATABASE)
         _carry_keys(database, incoming / DATABASE)
         _sync_tree(incoming)
         _move_aside(to)
@@ -153,6 +154,16 @@ def _new_gallery_id(incoming: Path) -> None:
         connection.commit()
     finally:
         connection.close()
+
+
+def _migrate(incoming: Path) -> None:
+    """Bring a restored gallery up to date before it gets the keys of another: their scopes are up to date already."""
+    database = SQLite(incoming)
+    try:
+        database.migrate()
+    finally:
+        database.close()
+        incoming.with_name(f"{incoming.name}.lock").unlink(missing_ok=True)
 
 
 def _carry_keys(replaced: Path, incoming: Path) -> None:

@@ -10,10 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 
 from app.arrays import EmbeddingsF32
 from app.errors import ImageError, NothingEnrolled, TooManyImages
+from app.gallery.enrolment import NewReference, enroll_images
 from app.gallery.idempotency import claim_key, recall_answer, remember_answer
 from app.gallery.names import parse_metadata, printable_filename
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference, enroll_images
 from app.http.routes.dependencies import (
     AuditDep,
     CallerDep,
