@@ -9,7 +9,17 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.concurrency import run_in_threadpool
 
 from app.arrays import EmbeddingsF32
-from app.errors import ImageError, NothingEnrolled, TooManyImages
+from app.errors import (
+    DeletedSince,
+    IdempotencyKeyReused,
+    ImageError,
+    InvalidMetadata,
+    InvalidName,
+    ModelMismatch,
+    NothingEnrolled,
+    Overloaded,
+    TooManyImages,
+)
 from app.gallery.enrolment import NewReference, enroll_images
 from app.gallery.idempotency import claim_key, recall_answer, remember_answer
 from app.gallery.names import parse_metadata, printable_filename
@@ -27,6 +37,7 @@ from app.http.routes.dependencies import (
 )
 from app.http.routes.forms import EnrollForm, document_form, read_form
 from app.http.routes.multipart import Upload
+from app.http.routes.responses import FORM, may_answer
 from app.http.routes.schemas import EnrollAnswer
 
 router = APIRouter(tags=["gallery"], route_class=DirectRoute)
@@ -39,6 +50,17 @@ MAX_FILES = 1001
     response_model=EnrollAnswer,
     status_code=201,
     summary="Enroll images of an identity",
+    responses=may_answer(
+        FORM,
+        TooManyImages,
+        Overloaded,
+        InvalidName,
+        InvalidMetadata,
+        NothingEnrolled,
+        IdempotencyKeyReused,
+        DeletedSince,
+        ModelMismatch,
+    ),
     openapi_extra=document_form(EnrollForm),
 )
 async def enroll(

@@ -7,12 +7,21 @@ from fastapi.concurrency import run_in_threadpool
 
 from app.arrays import EmbeddingsF32
 from app.checkpoint.verdict import SearchWish, judge_search
+from app.errors import (
+    ConflictingFields,
+    InvalidMetadata,
+    InvalidName,
+    ModelMismatch,
+    NotSupported,
+    UnknownCollection,
+)
 from app.gallery.collections import collection_key, count_searched
 from app.gallery.encoders import find_model_key
 from app.gallery.filters import parse_filter
 from app.http import rounding
 from app.http.routes.dependencies import CallerDep, CheckpointDep, DatabaseDep, DirectRoute, MetricsDep, PipelineDep
 from app.http.routes.forms import SearchForm, document_form, read_form
+from app.http.routes.responses import FORM, IMAGES, may_answer
 from app.http.routes.schemas import Match, SearchAnswer
 from app.search.nearest import find_nearest
 
@@ -23,6 +32,9 @@ router = APIRouter(tags=["gallery"], route_class=DirectRoute)
     "/search",
     response_model=SearchAnswer,
     summary="Find the enrolled identities nearest to an image",
+    responses=may_answer(
+        FORM, IMAGES, ConflictingFields, InvalidName, InvalidMetadata, NotSupported, UnknownCollection, ModelMismatch
+    ),
     openapi_extra=document_form(SearchForm),
 )
 async def search(
