@@ -17,7 +17,7 @@ import pysqlite3
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.database.sqlite import RESTORING, SQLite, lock_gallery
+from app.database.sqlite import RESTORING, SQLite, database_exists, lock_gallery
 from app.database.tables import api_key, embedding, model, reference
 from app.errors import UsageError
 from app.files import sync
@@ -116,7 +116,7 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
     """
     manifest = _manifest(backup)
     database = to / DATABASE
-    if database.exists() and not replace:
+    if database_exists(database) and not replace:
         raise UsageError(f"{database} exists. Add --replace to move it aside and restore the backup in its place.")
     to.mkdir(parents=True, exist_ok=True)
     lock = lock_gallery(database, exclusively=True)
