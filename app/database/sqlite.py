@@ -22,7 +22,7 @@ from app.errors import GalleryDamaged, GalleryInUse, StorageUnavailable, UsageEr
 log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 10
-# The first that resets its log safely. Where there is no wheel, pysqlite3 is built with the system's.
+# The first version that resets its log safely. Where there is no wheel, pysqlite3 is built with the system's SQLite.
 SAFE_VERSION = (3, 51, 3)
 CACHE_KIB = 16 * 1024
 
@@ -45,7 +45,7 @@ def database_exists(path: Path) -> bool:
         return path.is_file()
     except OSError as problem:
         raise UsageError(
-            f"The data directory {path.parent} can't be read: {problem.strerror}. Give this user access to it, or choose "
+            f"The data directory {path.parent} can't be read: {problem.strerror}. Give this user access, or choose "
             "another with DIPTYCH_DATA_DIR or --data-dir."
         ) from None
 

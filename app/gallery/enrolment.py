@@ -163,7 +163,7 @@ def add_embeddings(connection: sa.Connection, model_key: int, by_id: Mapping[str
     for ids in chunks(list(by_id)):
         has = sa.exists().where(embedding.c.reference_key == reference.c.key, embedding.c.model_key == model_key)
         columns = (reference.c.key, reference.c.reference_id, reference.c.identity_key, reference.c.collection_key)
-        # Locked against deletion, where others write meanwhile: an embedding needs its reference.
+        # Locked against deletion, where others write at the same time: an embedding needs its reference.
         wanted = sa.select(*columns).where(reference.c.reference_id.in_(ids), ~has)
         rows = connection.execute(wanted.with_for_update(read=True, key_share=True, of=reference)).all()
         if rows:
