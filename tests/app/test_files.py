@@ -24,9 +24,14 @@ def test_an_interrupted_file_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     partial_path(path).write_bytes(b"left by a killed process, and longer")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
-        file.write(b"new")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(path) as file:
+            file.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     with replacing(path) as file:
         file.write(b"new")
