@@ -172,7 +172,7 @@ def test_a_folder_tree_is_imported_and_goes_on_where_it_was(serve: Serve, tmp_pa
     more = len(list(EVALUATION.glob("Kannada/*/*.png")))
     assert "not kept" not in out
     again = run("import", tree, "--data-dir", data, "--checkpoint", GOLDEN, "--collection", "letters")
-    assert f"{more} images enrolled" in again and f"{count} were there already" in again
+    assert f"{more} images enrolled" in again and f"{count} were already enrolled" in again
     one, two = tmp_path / "one" / "a", tmp_path / "two" / "b"
     for folder, path, keep in ((one, ANGELIC[0], "yes"), (two, KANNADA[0], "no")):
         folder.mkdir(parents=True)
@@ -197,7 +197,7 @@ def test_an_export_imported_elsewhere_answers_as_before(
     assert diptych(*export).returncode == 2  # it is there already
     there = {"DIPTYCH_DATABASE_URL": postgres()} if to == "postgresql" else {}
     elsewhere = tmp_path / "elsewhere"
-    for said in ("10 references of 4 identities enrolled", "10 were there already"):
+    for said in ("10 references of 4 identities enrolled", "10 were already enrolled"):
         out = run("import", tmp_path / "all.jsonl.gz", "--data-dir", elsewhere, DIPTYCH_KEEP_IMAGES="yes", **there)
         assert said in out
     other = serve(data_dir=elsewhere, **{name[8:].lower(): value for name, value in there.items()})

@@ -18,15 +18,10 @@ from app.database.tables import embedding, reference
 from app.database.transactions import Database
 from app.gallery.collections import collection_key, count_searched, delete_collection
 from app.gallery.encoders import Loaded, ModelMismatch, activate_model, find_model_key, register_model
+from app.gallery.enrolment import NewReference, add_embeddings, enroll_identities, enroll_images
 from app.gallery.filters import Filter
 from app.gallery.identities import delete_identity, list_identities
-from app.gallery.references import (
-    NewReference,
-    add_embeddings,
-    enroll_identities,
-    enroll_images,
-    references_by_collection,
-)
+from app.gallery.references import references_by_collection
 from app.maintenance import migrate
 from app.search import nearest, snapshots, vectors
 from app.search.index import GalleryIndex
