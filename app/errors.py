@@ -13,7 +13,7 @@
     │   └── TooManyBytes, TooManyPixels, BlankImage
     ├── GalleryError         what is enrolled                                         (gallery)
     │   ├── UnknownCollection, UnknownIdentity, UnknownReference, NoReferences
-    │   └── IdentityExists, ModelMismatch (GalleryMoved), NothingEnrolled
+    │   └── IdentityExists, DeletedSince, ModelMismatch (GalleryMoved), NothingEnrolled
     ├── Unavailable          not the caller's fault, and worth another try            (pipeline, database)
     │   ├── Overloaded
     │   └── StorageUnavailable, GalleryDamaged
@@ -213,6 +213,12 @@ class NothingEnrolled(GalleryError):
     status = 422
     code = "nothing_enrolled"
     title = "Every image was rejected, so nothing was enrolled"
+
+
+class DeletedSince(GalleryError):
+    status = 410
+    code = "deleted_since"
+    title = "What this request enrolled was deleted since"
 
 
 class IdentityExists(GalleryError):

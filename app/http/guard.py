@@ -25,7 +25,7 @@ from app.serving.resources import resources_of
 # Open to everybody: health for orchestrators, which have no key, and the documentation.
 OPEN = re.compile(r"/|/healthz|/readyz|/openapi\.json|/docs|/docs/oauth2-redirect|/static-offline-docs/.*")
 # The scope that each call needs; the first match counts. A call that is not listed needs `admin`.
-SCOPES = [
+CALLS = [
     (method, re.compile(path), scope)
     for method, path, scope in (
         ("GET", r"/metrics", "watch"),
@@ -81,7 +81,7 @@ class Guard:
 
 def scope_of(method: str, path: str) -> str:
     """The scope that a call needs."""
-    fitting = (scope for listed, paths, scope in SCOPES if listed == method and paths.fullmatch(path))
+    fitting = (scope for listed, paths, scope in CALLS if listed == method and paths.fullmatch(path))
     return next(fitting, UNLISTED)
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from app.checkpoint.matching import OperatingPoint
 from app.errors import StorageUnavailable
-from app.gallery.collections import sizes
+from app.gallery.collections import count_enrolled
 from app.serving.resources import Resources
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def log_start(resources: Resources) -> None:
         *(description.name, settings.checkpoint, description.model_id, threshold.value, promise(threshold.point)),
     )
     with suppress(StorageUnavailable), resources.database.read() as connection:
-        identities, references = sizes(connection)
+        identities, references = count_enrolled(connection)
         log.info("gallery %s: %d identities with %d references", resources.database.where, identities, references)
     if keys := len(resources.live.keyring.by_id):
         log.info("API keys: %d; every request needs one", keys)

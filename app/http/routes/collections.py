@@ -16,8 +16,7 @@ from app.errors import (
     UnknownReference,
     UploadTooSlow,
 )
-from app.gallery import collections as gallery
-from app.gallery import references
+from app.gallery import collections, identities, references
 from app.http.routes.dependencies import AuditDep, CallerDep, DatabaseDep, DirectRoute
 from app.http.routes.responses import may_answer
 from app.http.routes.schemas import (
@@ -48,7 +47,7 @@ NAMED = (UnknownCollection, UnknownIdentity, InvalidName)
 def list_collections(database: DatabaseDep, caller: CallerDep) -> dict[str, Any]:
     """Every collection that the key may use, with its numbers of identities and references."""
     with database.read() as connection:
-        entries = gallery.list_collections(connection)
+        entries = collections.list_collections(connection)
     return {"collections": [entry for entry in entries if caller.sees(entry["collection"])]}
 
 
@@ -60,7 +59,7 @@ def list_collections(database: DatabaseDep, caller: CallerDep) -> dict[str, Any]
 )
 def delete_collection(database: DatabaseDep, audit: AuditDep, collection: CollectionPath) -> None:
     """Deletes a collection and everything in it. From then on no search finds any of it."""
-    database.write(lambda connection: gallery.delete_collection(connection, collection))
+    database.write(lambda connection: collections.delete_collection(connection, collection))
     audit.note("delete_collection", collection=collection)
 
 
@@ -78,15 +77,15 @@ def list_identities(
 ) -> dict[str, Any]:
     """The identities of a collection, sorted by name, one page at a time."""
     with database.read() as connection:
-        identities, next_cursor = gallery.list_identities(connection, collection, limit, cursor)
-    return {"identities": identities, "next_cursor": next_cursor}
+        page, next_cursor = identities.list_identities(connection, collection, limit, cursor)
+    return {"identities": page, "next_cursor": next_cursor}
 
 
 @router.get(IDENTITY, response_model=IdentityAnswer, summary="Show an identity", responses=may_answer(NAMED))
 def get_identity(database: DatabaseDep, collection: CollectionPath, identity: IdentityPath) -> dict[str, Any]:
     """An identity with its metadata and references."""
     with database.read() as connection:
-        return gallery.get_identity(connection, collection, identity)
+        return identities.get_identity(connection, collection, identity)
 
 
 @router.patch(
@@ -105,8 +104,8 @@ def change_identity(
         )
 
     def change_and_read(connection: sa.Connection) -> dict[str, Any]:
-        gallery.change_identity(connection, collection, identity, change.identity, change.metadata)
-        return gallery.get_identity(connection, collection, change.identity or identity)
+        identities.change_identity(connection, collection, identity, change.identity, change.metadata)
+        return identities.get_identity(connection, collection, change.identity or identity)
 
     answer = database.write(change_and_read)
     audit.note("change_identity", collection=collection, identity=identity, now=answer["identity"])
@@ -116,7 +115,7 @@ def change_identity(
 @router.delete(IDENTITY, status_code=204, summary="Delete an identity", responses=may_answer(NAMED))
 def delete_identity(database: DatabaseDep, audit: AuditDep, collection: CollectionPath, identity: IdentityPath) -> None:
     """Deletes an identity and all its references."""
-    database.write(lambda connection: gallery.delete_identity(connection, collection, identity))
+    database.write(lambda connection: identities.delete_identity(connection, collection, identity))
     audit.note("delete_identity", collection=collection, identity=identity)
 
 

@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from app.arrays import EmbeddingsF32
 from app.errors import (
+    DeletedSince,
     IdempotencyKeyReused,
     ImageError,
     InvalidMetadata,
@@ -19,11 +20,10 @@ from app.errors import (
     Overloaded,
     TooManyImages,
 )
-from app.gallery import idempotency
+from app.gallery.idempotency import claim_key, recall_answer, remember_answer
 from app.gallery.names import parse_metadata, printable_filename
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference
-from app.gallery.references import enroll as gallery_enroll
+from app.gallery.references import NewReference, enroll_images
 from app.http.routes.dependencies import (
     AuditDep,
     CallerDep,
@@ -58,6 +58,7 @@ MAX_FILES = 1001
         InvalidMetadata,
         NothingEnrolled,
         IdempotencyKeyReused,
+        DeletedSince,
         ModelMismatch,
     ),
     openapi_extra=document_form(EnrollForm),
@@ -97,7 +98,7 @@ async def enroll(
         if idempotency_key is not None:
             fingerprint = _fingerprint(collection, identity, metadata, images)
             with database.read() as connection:
-                before = idempotency.recall(connection, idempotency_key, fingerprint)
+                before = recall_answer(connection, idempotency_key, fingerprint)
             if before is not None:
                 return fingerprint, before
         return fingerprint, pipeline.embed_each(checkpoint.encoder, [upload.data for upload in images])
@@ -112,13 +113,11 @@ async def enroll(
         def write(connection: sa.Connection) -> dict[str, Any]:
             if idempotency_key is not None:
                 # Again, now that nobody else writes: the same request may have come twice at once.
-                idempotency.claim(connection, idempotency_key)
-                before = idempotency.recall(connection, idempotency_key, fingerprint)
+                claim_key(connection, idempotency_key)
+                before = recall_answer(connection, idempotency_key, fingerprint)
                 if before is not None:
                     return before
-            references = gallery_enroll(
-                connection, collection, identity, metadata, accepted, checkpoint.gallery_encoder
-            )
+            references = enroll_images(connection, collection, identity, metadata, accepted, checkpoint.gallery_encoder)
             answer = {
                 "collection": collection,
                 "identity": identity,
@@ -126,7 +125,7 @@ async def enroll(
                 "rejected": rejected,
             }
             if idempotency_key is not None:
-                idempotency.remember(connection, idempotency_key, fingerprint, answer)
+                remember_answer(connection, idempotency_key, fingerprint, answer)
             return answer
 
         with metrics.stage("commit"):
