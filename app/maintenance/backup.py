@@ -16,7 +16,6 @@ from typing import Literal
 import pysqlite3
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tqdm import tqdm
 
 from app.database.sqlite import RESTORING, SQLite, lock_gallery
 from app.database.tables import api_key, embedding, model, reference
@@ -25,6 +24,7 @@ from app.files import sync
 from app.gallery.collections import purge_collections
 from app.gallery.originals import DIRECTORY
 from app.gallery.stores import Directory
+from app.progress import track
 
 MANIFEST, DATABASE = "backup.json", "diptych.db"
 
@@ -82,7 +82,7 @@ def _complete(partial: Path, kept: Directory, *, progress: bool) -> Manifest:
             stored = connection.scalars(sa.select(embedding.c.vector).execution_options(yield_per=10_000))
             sum(1 for _ in stored)  # reading an embedding checks it
             named = connection.scalars(sa.select(reference.c.original_id).where(reference.c.original_id.is_not(None)))
-            for original_id in tqdm(named, desc="images", unit="image", disable=None if progress else True):
+            for original_id in track(named, "copying", "images", enabled=progress):
                 if not original_id.startswith(kept.name + "-"):
                     elsewhere += 1
                 elif _copied(kept.path(original_id), Directory(partial / DIRECTORY).path(original_id)):
@@ -127,7 +127,7 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
         shutil.copyfile(backup / DATABASE, incoming / DATABASE)
         if (backup / DIRECTORY).is_dir():
             files = [path for path in (backup / DIRECTORY).rglob("*") if path.is_file()]
-            for path in tqdm(files, desc="images", unit="image", disable=None if progress else True):
+            for path in track(files, "copying", "images", enabled=progress):
                 _copied(path, incoming / path.relative_to(backup))
         _new_gallery_id(incoming / DATABASE)
         _carry_keys(database, incoming / DATABASE)

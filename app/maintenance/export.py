@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from tqdm import tqdm
 
 from app.database.tables import LIVE, collection, embedding, identity, reference
 from app.database.transactions import Database
@@ -28,6 +27,7 @@ from app.maintenance.jsonl import (
     jsonl_writer,
     write_line,
 )
+from app.progress import progress_bar
 
 
 def export_gallery(database: Database, file: Path, originals: Originals | None, *, progress: bool) -> Counts:
@@ -49,7 +49,7 @@ def export_gallery(database: Database, file: Path, originals: Originals | None, 
             raise UsageError("Nothing is enrolled, so there is nothing to export.")
         write_line(out, Head(format=FORMAT, version=VERSION, **_model_of(active)))
         total = sum(entry["identities"] for entry in list_collections(connection))
-        with tqdm(total=total, desc="exporting", unit="identity", disable=None if progress else True) as bar:
+        with progress_bar("exporting", "identities", total, enabled=progress) as bar:
             for entry in _read_identities(connection, active.key, originals):
                 write_line(out, entry)
                 counts.identities += 1

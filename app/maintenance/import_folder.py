@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import sqlalchemy as sa
-from tqdm import tqdm
 
 from app.checkpoint.bulk import decode_all, embed_all
 from app.checkpoint.encoder import Encoder
@@ -19,6 +18,7 @@ from app.gallery.names import check_name, printable_filename
 from app.gallery.originals import Originals
 from app.gallery.references import NewReference, enroll_identities
 from app.image.policy import SERVED_FORMATS
+from app.progress import progress_bar
 
 # Images that are committed together: an interruption loses at most this many embeddings.
 AT_ONCE = 512
@@ -68,7 +68,7 @@ def import_folder(
         formats=formats,
     )
     items = embed_all(encoder, decoded)
-    with tqdm(total=len(files), desc="importing", unit="image", disable=None if progress else True) as bar:
+    with progress_bar("importing", "images", len(files), enabled=progress) as bar:
         while batch := list(itertools.islice(items, AT_ONCE)):
             by_identity: dict[str, list[NewReference]] = {}
             for item in batch:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from app.database.transactions import Database
 from app.errors import ModelMismatch, UsageError
@@ -27,6 +26,7 @@ from app.maintenance.jsonl import (
     jsonl_reader,
     parse_line,
 )
+from app.progress import progress_bar
 
 # Lines that are committed together: this many, or fewer where they are long. Images make them long.
 AT_ONCE, AT_ONCE_CHARACTERS = 500, 2**25
@@ -45,7 +45,7 @@ def import_export(database: Database, file: Path, originals: Originals, *, progr
     counts = Counts()
     with (
         jsonl_reader(file) as lines,
-        tqdm(desc="importing", unit="identity", disable=None if progress else True) as bar,
+        progress_bar("importing", "identities", enabled=progress) as bar,
     ):
         _, first = next(lines, (1, ""))
         try:

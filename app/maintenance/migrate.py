@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
-from tqdm import tqdm
 
 from app.arrays import EmbeddingsF32
 from app.checkpoint.bulk import decode_all, embed_all
@@ -23,6 +22,7 @@ from app.gallery.encoders import Loaded, activate_model, active_model, has_embed
 from app.gallery.originals import Originals
 from app.gallery.references import add_embeddings, find_known_references
 from app.image.policy import SERVED_FORMATS
+from app.progress import progress_bar, track
 
 AT_ONCE = 512
 # At most this many are embedded inside the transaction that switches, since enrolments wait for it.
@@ -75,7 +75,7 @@ class Migration:
                 raise UsageError(f"The gallery already belongs to model {active.model_id}.")
         key = self._database.write(lambda connection: register_model(connection, self._loaded))
         total, done = self._check(key), 0
-        with tqdm(total=total, desc="embedding", unit="image", disable=None if progress else True) as bar:
+        with progress_bar("embedding", "images", total, enabled=progress) as bar:
             while True:
                 last = self._database.write(lambda connection: self._switch(connection, key))
                 if last is not None:
@@ -219,7 +219,7 @@ def _missing(connection: sa.Connection, model_key: int, after: int = 0, limit: i
 
 def _by_hash(folder: Path) -> dict[str, Path]:
     files = {}
-    for path in tqdm(sorted(folder.rglob("*")), desc="hashing", unit="file", disable=None):
+    for path in track(sorted(folder.rglob("*")), "hashing", "files"):
         if path.is_file():
             with path.open("rb") as file:
                 files[hashlib.file_digest(file, "sha256").hexdigest()] = path

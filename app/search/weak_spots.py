@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from app.arrays import EmbeddingsF32, Floats32, Ints
 from app.checkpoint.matching import MAX_DISTANCE, decide, distance
 from app.gallery.references import Enrolled
+from app.progress import track
 
 # Distances compared at a time, and how many pairs of identities are kept at most: the nearest.
 CELLS, MOST = 2**25, 10_000
@@ -67,7 +67,7 @@ def find_weak_spots(enrolled: Sequence[Enrolled], threshold: float, *, progress:
     starts = range(0, len(enrolled), rows_at_once)
     # Distances from a float32 matrix product are off by up to 1e-3 where images are alike; hits are measured again.
     limit = threshold + 2e-3
-    for start in tqdm(starts, desc="comparing", unit="batch", disable=not progress or len(starts) < 2):
+    for start in track(starts, "comparing", "batches", enabled=progress and len(starts) > 1):
         rows_R = np.arange(start, min(start + rows_at_once, len(enrolled)))
         distance_RN = _distances(embeddings_ND[rows_R], embeddings_ND)
         same_RN = identity_N[rows_R, None] == identity_N[None, :]
