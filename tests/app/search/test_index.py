@@ -11,16 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.checkpoint.matching import distances
+from app.database.pgvector import indexed_distance
 from app.database.postgres import PostgreSQL
 from app.database.sqlite import SQLite
 from app.database.tables import embedding, reference
 from app.database.transactions import Database
-from app.gallery import collections as gallery
-from app.gallery import encoders as models
-from app.gallery import references
-from app.gallery.encoders import Loaded
+from app.gallery.collections import collection_key, count_searched, delete_collection
+from app.gallery.encoders import Loaded, ModelMismatch, activate_model, find_model_key, register_model
 from app.gallery.filters import Filter
-from app.gallery.references import NewReference
+from app.gallery.identities import delete_identity, list_identities
+from app.gallery.references import (
+    NewReference,
+    add_embeddings,
+    enroll_identities,
+    enroll_images,
+    references_by_collection,
+)
 from app.maintenance import migrate
 from app.search import nearest, snapshots, vectors
 from app.search.index import GalleryIndex
@@ -38,14 +44,14 @@ def unit(rng: np.random.Generator) -> np.ndarray:
 
 def proposer(database: Database, directory: Path, model_id: str = MODEL) -> Proposer:
     if isinstance(database, PostgreSQL):
-        return ByPgvector(database.flavour, DIM)
+        return ByPgvector(DIM)
     assert isinstance(database, SQLite)
     return ByFaiss(GalleryIndex(database, model_id, DIM, directory))
 
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[SQLite]:
-    opened = SQLite(tmp_path / "sqlite" / "gallery.db")
+    opened = SQLite(tmp_path / "sqlite" / "db")
     opened.migrate()
     yield opened
     opened.close()
@@ -53,14 +59,14 @@ def sqlite(tmp_path: Path) -> Iterator[SQLite]:
 
 def enroll(database: Database, identity: str, embeddings: list[np.ndarray], **metadata: object) -> None:
     images = [NewReference("f", embedding.tobytes().hex(), embedding) for embedding in embeddings]
-    database.write(lambda c: references.enroll(c, "c", identity, metadata, images, LOADED))
+    database.write(lambda c: enroll_images(c, "c", identity, metadata, images, LOADED))
 
 
 def brute_force(database: Database, probe: np.ndarray) -> list[tuple[str, float]]:
     """Each identity's nearest reference, by reading all of the database."""
     found: dict[str, float] = {}
     with database.read() as connection:
-        for enrolled in references.references_by_collection(connection, LOADED):
+        for enrolled in references_by_collection(connection, LOADED):
             away = distances(probe, np.stack([one.embedding_D for one in enrolled]))
             for one, distance in zip(enrolled, away.tolist(), strict=True):
                 found[one.identity] = min(distance, found.get(one.identity, 2.0))
@@ -71,9 +77,9 @@ def search(
     proposer: Proposer, database: Database, probe: np.ndarray, k: int, where: Filter | None = None
 ) -> list[tuple[str, float]]:
     with database.read() as connection:
-        key = gallery.collection_key(connection, "c")
-        model_key = models.key_of(connection, LOADED)
-        hits = nearest.find(connection, proposer, model_key, key, probe, k, where)
+        key = collection_key(connection, "c")
+        model_key = find_model_key(connection, LOADED)
+        hits = nearest.find_nearest(connection, proposer, model_key, key, probe, k, where)
     return [(hit.identity, hit.distance) for hit in hits]
 
 
@@ -93,7 +99,7 @@ def test_any_history_searches_like_brute_force_in_every_process(
     """Two caches over one database, one asked after every step and one now and then, agree with reading it all."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as directory:
-        database = SQLite(Path(directory) / "gallery.db")
+        database = SQLite(Path(directory) / "db")
         database.migrate()
         eager, lazy = (proposer(database, Path(directory) / "index") for _ in range(2))
         for (action, number, count), ask_lazy in history:
@@ -102,9 +108,9 @@ def test_any_history_searches_like_brute_force_in_every_process(
                 enroll(database, f"i{number}", [unit(rng) for _ in range(count)])
             elif action == "delete":
                 enroll(database, f"i{number}", [])
-                database.write(lambda c, name=f"i{number}": gallery.delete_identity(c, "c", name))
+                database.write(lambda c, name=f"i{number}": delete_identity(c, "c", name))
             else:
-                database.write(lambda c: gallery.delete_collection(c, "c"))
+                database.write(lambda c: delete_collection(c, "c"))
                 enroll(database, "empty", [])
             probe = unit(rng)
             expected = brute_force(database, probe)
@@ -121,9 +127,9 @@ def test_a_long_history_searches_like_brute_force(database: Database, tmp_path: 
         enroll(database, f"i{rng.integers(12)}", [unit(rng) for _ in range(rng.integers(1, 6))])
         if turn % 4 == 3:
             with database.read() as connection:
-                entries, _ = gallery.list_identities(connection, "c", 100, None)
+                entries, _ = list_identities(connection, "c", 100, None)
             gone = entries[int(rng.integers(len(entries)))]["identity"]
-            database.write(lambda c, name=gone: gallery.delete_identity(c, "c", name))
+            database.write(lambda c, name=gone: delete_identity(c, "c", name))
         probe = unit(rng)
         assert search(one, database, probe, 5) == brute_force(database, probe)[:5]
 
@@ -171,8 +177,8 @@ def test_a_filter_searches_the_identities_with_that_metadata_alone(
     found = search(proposer(database, tmp_path / "index"), database, unit(rng), 10, where)
     assert {name for name, _ in found} == names
     with database.read() as connection:
-        key = gallery.collection_key(connection, "c")
-        assert gallery.searched(connection, key, where) == (len(names), 2 * len(names))
+        key = collection_key(connection, "c")
+        assert count_searched(connection, key, where) == (len(names), 2 * len(names))
 
 
 def test_a_filter_that_most_meet_finds_what_reading_all_would(
@@ -221,12 +227,12 @@ def test_a_cache_that_is_ahead_of_a_transaction_hides_nothing_from_it(sqlite: SQ
         enroll(sqlite, f"i{n}", [unit(rng)])
     expected = brute_force(sqlite, probe)
     with sqlite.read() as older:
-        model_key = models.key_of(older, LOADED)
-        key = gallery.collection_key(older, "c")
+        model_key = find_model_key(older, LOADED)
+        key = collection_key(older, "c")
         for n in range(5):
             enroll(sqlite, f"near{n}", [probe])
         assert search(finder, sqlite, probe, 1)[0][1] == 0
-        hits = nearest.find(older, finder, model_key, key, probe, 3)
+        hits = nearest.find_nearest(older, finder, model_key, key, probe, 3)
     assert [hit.identity for hit in hits] == [name for name, _ in expected[:3]]
 
 
@@ -240,17 +246,17 @@ def test_an_encoder_that_was_forgotten_and_comes_back_starts_from_the_truth(sqli
 
     def embed_all(loaded: Loaded) -> None:
         def work(connection: sa.Connection) -> None:
-            key = models.register(connection, loaded)
+            key = register_model(connection, loaded)
             ids = connection.scalars(sa.select(reference.c.reference_id).order_by(reference.c.key)).all()
             drawn = np.random.default_rng(1)
-            references.add_embeddings(connection, key, {one: unit(drawn) for one in ids})
-            models.activate(connection, key)
+            add_embeddings(connection, key, {one: unit(drawn) for one in ids})
+            activate_model(connection, key)
 
         sqlite.write(work)
 
     embed_all(Loaded("other", DIM, ""))
-    migrate.forget_others(sqlite)
-    sqlite.write(lambda c: gallery.delete_identity(c, "c", nearest_one))
+    migrate.forget_other_models(sqlite)
+    sqlite.write(lambda c: delete_identity(c, "c", nearest_one))
     embed_all(LOADED)
     assert search(finder, sqlite, probe, 5) == brute_force(sqlite, probe)[:5]
 
@@ -259,26 +265,26 @@ def test_references_of_another_model_are_never_compared(database: Database, tmp_
     """Nor enrolled beside, as long as there are any."""
     rng = np.random.default_rng(0)
     enroll(database, "a", [unit(rng)])
-    with database.read() as connection, pytest.raises(models.ModelMismatch):
-        models.key_of(connection, Loaded("another model", DIM, ""))
+    with database.read() as connection, pytest.raises(ModelMismatch):
+        find_model_key(connection, Loaded("another model", DIM, ""))
     other = Loaded("another model", DIM, "")
-    with pytest.raises(models.ModelMismatch):
-        database.write(lambda c: references.enroll(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
-    database.write(lambda c: gallery.delete_collection(c, "c"))
-    database.write(lambda c: references.enroll(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
+    with pytest.raises(ModelMismatch):
+        database.write(lambda c: enroll_images(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
+    database.write(lambda c: delete_collection(c, "c"))
+    database.write(lambda c: enroll_images(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
 
 
 def test_a_second_encoder_of_other_dimensions_grows_beside_the_first(database: Database, tmp_path: Path) -> None:
     """Its embeddings lie between those that answer, and are passed over."""
     rng = np.random.default_rng(0)
-    other = database.write(lambda c: models.register(c, Loaded("other", DIM + 3, "")))
+    other = database.write(lambda c: register_model(c, Loaded("other", DIM + 3, "")))
     probe = unit(rng)
     for n in range(6):
         enroll(database, f"i{n}", [unit(rng)])
         with database.read() as connection:
             ids = connection.scalars(sa.select(reference.c.reference_id)).all()
         new = {one: np.eye(DIM + 3, dtype=np.float32)[0] for one in ids}
-        database.write(lambda c, new=new: references.add_embeddings(c, other, new))
+        database.write(lambda c, new=new: add_embeddings(c, other, new))
     assert search(proposer(database, tmp_path / "index"), database, probe, 6) == brute_force(database, probe)
 
 
@@ -288,12 +294,11 @@ def test_postgresql_searches_by_its_vector_index(postgres: Callable[[], str], tm
     database.migrate()
     rng = np.random.default_rng(0)
     images = {f"i{n}": [NewReference("f", f"{n}", unit(rng))] for n in range(3000)}
-    database.write(lambda c: references.enroll_many(c, "c", images, LOADED))
+    database.write(lambda c: enroll_identities(c, "c", images, LOADED))
     database.write(lambda c: c.exec_driver_sql("ANALYZE"))
     probe, plans = unit(rng), []
-    engine = database.flavour
     with database.read() as connection:
-        away = engine.away(embedding.c.vector, sa.literal(probe, embedding.c.vector.type), DIM)
+        away = indexed_distance(embedding.c.vector, sa.literal(probe, embedding.c.vector.type), DIM)
         query = nearest.CANDIDATES.where(embedding.c.model_key == sa.literal_column("1")).order_by(away).limit(10)
         explain = sa.text(
             f"EXPLAIN {query.compile(dialect=connection.dialect, compile_kwargs={'literal_binds': True})}"
@@ -316,10 +321,10 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SQL
     monkeypatch.setattr("app.search.index.EXACT_UP_TO", 500)
     monkeypatch.setattr(vectors, "EXACT_UP_TO", 500)
     rng = np.random.default_rng(0)
-    database = SQLite(tmp_path / "gallery.db")
+    database = SQLite(tmp_path / "db")
     database.migrate()
     images = {f"i{n}": [NewReference("f", f"{n}", unit(rng))] for n in range(2000)}
-    database.write(lambda c: references.enroll_many(c, "c", images, LOADED))
+    database.write(lambda c: enroll_identities(c, "c", images, LOADED))
     yield database, lambda: GalleryIndex(database, MODEL, DIM, tmp_path / "index")
     database.close()
 
@@ -347,11 +352,11 @@ def test_a_large_collection_changes_to_an_index_and_nobody_notices(large: tuple[
     agrees(index, database, 3)
     rng = np.random.default_rng(3)
     enroll(database, "new", [unit(rng)])
-    database.write(lambda c: gallery.delete_identity(c, "c", "i7"))
+    database.write(lambda c: delete_identity(c, "c", "i7"))
     agrees(index, database, 3)
     for n in range(100, 1700):
-        database.write(lambda c, name=f"i{n}": gallery.delete_identity(c, "c", name)) if n % 100 == 0 else None
-    database.write(lambda c: [gallery.delete_identity(c, "c", f"i{n}") for n in range(101, 1700) if n % 100])
+        database.write(lambda c, name=f"i{n}": delete_identity(c, "c", name)) if n % 100 == 0 else None
+    database.write(lambda c: [delete_identity(c, "c", f"i{n}") for n in range(101, 1700) if n % 100])
     index.tend(1)
     assert kind(index) is vectors.Exact
     agrees(index, database, 3)
@@ -374,11 +379,11 @@ def test_what_was_deleted_does_not_stay_in_a_snapshot(large: tuple[SQLite, Large
     index = open_index()
     index.tend(1)
     (snapshot,) = (tmp_path / "index").glob("*.snapshot")
-    database.write(lambda c: gallery.delete_identity(c, "c", "i3"))
+    database.write(lambda c: delete_identity(c, "c", "i3"))
     index.tend(1)
     assert not snapshot.exists()
     index.tend(1, closing=True)
-    loaded = snapshots.Snapshots(tmp_path / "index", MODEL).load(1)
+    loaded = snapshots.Snapshots(tmp_path / "index", MODEL).load_snapshot(1)
     assert loaded is not None and len(loaded[0]) == 1999
     agrees(open_index(), database, 2)
 
@@ -391,7 +396,7 @@ def test_another_process_adopts_what_one_has_built(
     one, other = open_index(), open_index()
     agrees(other, database, 1)
     one.tend(1)
-    monkeypatch.setattr("app.search.index.build", None)
+    monkeypatch.setattr("app.search.index.build_index", None)
     other.tend(1)
     assert kind(other) is vectors.Approximate
     agrees(other, database, 3)
@@ -420,7 +425,7 @@ def test_a_snapshot_that_cannot_be_trusted_is_ignored(large: tuple[SQLite, Large
         database.write(lambda c: c.exec_driver_sql("UPDATE change SET token = randomblob(8)"))
     else:
         database.write(lambda c: c.exec_driver_sql("DELETE FROM change WHERE sequence > 5"))
-    database.write(lambda c: gallery.delete_identity(c, "c", "i11"))
+    database.write(lambda c: delete_identity(c, "c", "i11"))
     index = open_index()
     agrees(index, database, 3)
     assert kind(index) is vectors.Exact
@@ -431,7 +436,7 @@ def test_a_cache_that_is_further_behind_than_changes_are_kept_starts_anew(large:
     database, open_index = large
     index = open_index()
     agrees(index, database, 1)
-    database.write(lambda c: gallery.delete_identity(c, "c", "i5"))
+    database.write(lambda c: delete_identity(c, "c", "i5"))
     enroll(database, "new", [unit(np.random.default_rng(2))])
     database.write(
         lambda c: c.exec_driver_sql("DELETE FROM change WHERE sequence < (SELECT max(sequence) FROM change)")
