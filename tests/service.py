@@ -106,6 +106,13 @@ class Service:
         return self.client.post("/verify", data=fields, files=files)
 
 
+def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 Serve = Callable[..., Service]
 
 
