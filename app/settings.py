@@ -11,133 +11,152 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.checkpoint.runtimes import RuntimeName
+from app.checkpoint.format import RuntimeName
 from app.errors import UsageError
-from app.http.limits import rate
 from app.image.policy import HEIF, MAX_BYTES, MAX_PIXELS, SERVED_FORMATS
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
 
 class Settings(BaseSettings):
-    """The service's settings. Names in the environment are these in capitals, after `DIPTYCH_`."""
+    """The service's settings. In the environment each is in capitals, after `DIPTYCH_`."""
 
     model_config = SettingsConfigDict(env_prefix="DIPTYCH_", extra="forbid", frozen=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
-    data_dir: Path = Field(Path("data"), description="Directory of the gallery's database.")
+    data_dir: Path = Field(Path("data"), description="Directory of the gallery.")
+    checkpoint: str = Field("default", description="Directory of a checkpoint, or the name of a bundled one.")
     database_url: str | None = Field(
         None,
         repr=False,
-        description="Where the gallery is: postgresql+psycopg://USER:PASSWORD@HOST/DB, or sqlite:///FILE; by default a "
-        "file in the data directory.",
+        description="Database of the gallery: postgresql+psycopg://USER:PASSWORD@HOST/DB or sqlite:///FILE. By default "
+        "an SQLite file in the data directory.",
     )
     keep_images: str = Field(
         "no",
-        description="Keep the images of references: `no`, `yes` (in the data directory) or s3://BUCKET/PREFIX.",
-    )
-    checkpoint: str = Field("default", description="Directory of a checkpoint, or the name of a bundled one.")
-    allowed_hosts: Annotated[list[str], NoDecode] = Field(
-        [], description="Without keys: names by which the service may be asked, with commas between."
-    )
-    cors_origins: Annotated[list[str], NoDecode] = Field(
-        [], description="Web pages that may use the service from a browser, as https://shop.example, commas between."
+        description="Where to keep the images of references: `no` (nowhere), `yes` (in the data directory) or "
+        "s3://BUCKET/PREFIX.",
     )
     allow_no_keys: bool = Field(
         False,
-        description="Listen beyond loopback although there are no API keys: whoever reaches it may use it.",
+        description="Listen beyond loopback without API keys. Everybody who reaches the service may then use it.",
     )
-    workers: int = Field(1, ge=1, le=64, description="Processes; they share the data directory.")
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        [], description="Comma-separated host names that clients may use. Only checked while there are no API keys."
+    )
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        [],
+        description="Comma-separated origins of web pages that may call the service, such as https://shop.example.",
+    )
+    inconclusive_fmr: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="A false-match rate larger than that of the verdict. /verify answers `inconclusive` between the "
+        "two thresholds.",
+    )
+    workers: int = Field(1, ge=1, le=64, description="Number of processes. They share the data directory.")
     concurrency: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
         ge=1,
-        description="Requests a process decodes and embeds at once; the others wait. By default one a core.",
+        description="Requests that a process decodes and embeds at the same time. By default one per core.",
     )
     queue_length: int = Field(
-        24, ge=0, le=1000, description="Requests of a process that may wait for their turn; more are refused with 503."
+        24, ge=0, le=1000, description="Requests of a process that may wait for their turn. More are refused with 503."
     )
     queue_seconds: float = Field(
         10.0,
         gt=0,
         le=600,
         allow_inf_nan=False,
-        description="How long a request waits for its turn before it is refused with 503.",
+        description="Longest wait of a request for its turn, in seconds. After that it is refused with 503.",
     )
-    encoder_threads: int = Field(1, ge=1, description="Threads of one embedding.")
+    encoder_threads: int = Field(1, ge=1, description="Threads that work on one embedding.")
     runtime: RuntimeName = Field(
-        "onnxruntime", description="What computes embeddings: onnxruntime, openvino or openvino-bf16."
+        "onnxruntime", description="Runtime of the encoder: onnxruntime, openvino or openvino-bf16."
     )
-    max_image_bytes: int = Field(MAX_BYTES, ge=1024, description="Bytes of one image.")
-    max_image_pixels: int = Field(MAX_PIXELS, ge=1024, description="Pixels of one image, width times height.")
+    max_image_bytes: int = Field(MAX_BYTES, ge=1024, description="Largest image, in bytes.")
+    max_image_pixels: int = Field(MAX_PIXELS, ge=1024, description="Largest image, in pixels (width times height).")
     decode_seconds: float = Field(
         1.5,
         gt=0,
         le=600,
         allow_inf_nan=False,
-        description="Processor time of a decoder process for one image; by the clock four times as long, or 2 s.",
+        description="Processor time that a decoder process may spend on one image, in seconds. The limit by the clock "
+        "is four times that, at least 2 s.",
     )
-    decode_mib: int = Field(640, ge=16, description="Memory of a decoder process for one image, in MiB.")
-    heic: bool = Field(False, description="Open HEIC, which needs the extra `heic`.")
-    max_images: int = Field(32, ge=1, le=1000, description="Images in one request to enroll.")
-    max_request_bytes: int = Field(128 * 2**20, ge=4096, description="Bytes of a request's whole body.")
+    decode_mib: int = Field(640, ge=16, description="Memory that a decoder process may use for one image, in MiB.")
+    heic: bool = Field(False, description="Open HEIC images. Needs the extra `heic`.")
+    max_images: int = Field(32, ge=1, le=1000, description="Most images in one request to /enroll.")
+    max_request_bytes: int = Field(128 * 2**20, ge=4096, description="Largest body of a request, in bytes.")
     max_held_bytes: int = Field(
-        512 * 2**20, ge=4096, description="Bytes of all bodies that a process holds at once; more is refused with 503."
+        512 * 2**20,
+        ge=4096,
+        description="Bytes of request bodies that a process holds at the same time. More are refused with 503.",
     )
-
     upload_seconds: float = Field(
-        120.0, gt=0, le=3600, allow_inf_nan=False, description="How long a request's body may take to arrive."
-    )
-    rate: str = Field("", description="How often a key, or an address without one, may ask: `20/second`, `1000/hour`.")
-    at_once: int = Field(0, ge=0, description="Requests of one key or address at once; 0: as many as it likes.")
-    trusted_proxies: str = Field(
-        "", description="Addresses of proxies whose X-Forwarded-For and -Proto are believed, with commas between."
-    )
-    root_path: str = Field("", pattern="^(/[^/?#]+)*$", description="The path under which a proxy serves this.")
-    inconclusive_fmr: float | None = Field(
-        None,
+        120.0,
         gt=0,
-        lt=1,
+        le=3600,
         allow_inf_nan=False,
-        description="Verify answers `inconclusive` between the threshold and that of this larger false-match rate.",
+        description="Longest time for the body of a request to arrive, in seconds. After that it is refused with 408.",
     )
-
+    rate: str = Field(
+        "",
+        description="Most requests of one API key, or of one address without a key, such as `20/second` or "
+        "`1000/hour`. Each process counts for itself. More are refused with 429.",
+    )
+    at_once: int = Field(
+        0, ge=0, description="Most requests of one API key or address at the same time; 0 means no limit."
+    )
+    trusted_proxies: str = Field(
+        "", description="Comma-separated addresses of proxies whose X-Forwarded-For and -Proto headers are trusted."
+    )
+    root_path: str = Field(
+        "", pattern="^(/[^/?#]+)*$", description="Path under which a proxy serves this service, such as /diptych."
+    )
     drain_seconds: int = Field(
-        8, ge=1, le=3600, description="Told to stop: how long requests under way may take before they are refused."
+        8, ge=1, le=3600, description="On SIGTERM: longest time to finish requests, in seconds. The rest get 503."
     )
     drain_delay_seconds: float = Field(
         0.0,
         ge=0,
         le=600,
         allow_inf_nan=False,
-        description="Told to stop: how long it says that it is not ready and still answers, before it takes no more.",
+        description="On SIGTERM: time to go on answering while /readyz already says 503, in seconds. A load balancer "
+        "needs it.",
     )
-    # A commit needs room in the log, and later in the file.
-    min_free_bytes: int = Field(16 * 2**20, ge=0, description="Room on the gallery's disk below which it is not ready.")
-    log_format: Literal["text", "json"] = Field("text", description="Lines of the log: for people, or JSON.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+    # A commit needs space in the write-ahead log, and later in the file.
+    min_free_bytes: int = Field(
+        16 * 2**20, ge=0, description="Free bytes on the gallery's disk below which the service is not ready."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Format of the log: text or json.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     access_log: bool = Field(True, description="Log a line for each request.")
-
     tracing: bool = Field(
-        False, description="Send OpenTelemetry traces to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names."
+        False, description="Send OpenTelemetry traces to the collector in OTEL_EXPORTER_OTLP_ENDPOINT."
     )
 
     @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
-        return [one.strip().lower() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return [entry.strip().lower() for entry in value.split(",") if entry.strip()]
 
     @field_validator("allowed_hosts")
     @classmethod
     def _names(cls, value: list[str]) -> list[str]:
-        if any(":" in one or "/" in one for one in value):
+        if any(":" in name or "/" in name for name in value):
             raise ValueError("must be names such as diptych.example, without a port")
         return value
 
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, value: list[str]) -> list[str]:
-        if not all(re.fullmatch(r"https?://[^/*]+", one) for one in value):
+        if not all(re.fullmatch(r"https?://[^/*]+", origin) for origin in value):
             raise ValueError("must be origins such as https://shop.example, without a path and without *")
         return value
 
@@ -152,8 +171,10 @@ class Settings(BaseSettings):
     @classmethod
     def _known_rate(cls, value: str) -> str:
         if value:
+            from limits import parse  # takes 50 ms to import, and few set a rate
+
             try:
-                rate(value)
+                parse(value)
             except ValueError:
                 raise ValueError("must be a rate such as 20/second or 1000/hour") from None
         return value
@@ -168,7 +189,7 @@ class Settings(BaseSettings):
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """What images are opened, by Pillow's names."""
+        """Formats of images that are opened, by Pillow's names."""
         return (*SERVED_FORMATS, HEIF) if self.heic else SERVED_FORMATS
 
     @property
@@ -177,7 +198,7 @@ class Settings(BaseSettings):
 
     @property
     def sqlite_path(self) -> Path:
-        """The database file. Raises `UsageError` for another kind of database."""
+        """The SQLite file of the gallery. Raises `UsageError` where `database_url` is neither SQLite nor PostgreSQL."""
         if self.database_url is None:
             return self.data_dir / "diptych.db"
         scheme, separator, path = self.database_url.partition(":///")
@@ -189,12 +210,12 @@ class Settings(BaseSettings):
 
     @property
     def index_dir(self) -> Path:
-        """Where snapshots of the index are, beside the database that they were made of."""
+        """Directory of the index snapshots, beside the database that they were made from."""
         return self.sqlite_path.with_name("index")
 
     @property
     def is_open(self) -> bool:
-        """Whether the service may be used without a key, as long as there are none."""
+        """Whether the service may be used without a key while there are none."""
         try:
             loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -205,22 +226,25 @@ class Settings(BaseSettings):
         """Raises `UsageError` where the service would listen beyond loopback without API keys."""
         if not has_keys and not self.is_open:
             raise UsageError(
-                f"There are no API keys, so anybody who reaches {self.host} could use the service: it listens on "
-                "loopback only. Make a key (diptych keys create NAME), or set DIPTYCH_ALLOW_NO_KEYS=1 if something "
-                "else guards it."
+                f"There are no API keys, so everybody who reaches {self.host} could use the service. Create a key "
+                "(diptych keys create NAME), listen on 127.0.0.1, or set DIPTYCH_ALLOW_NO_KEYS=1 if something else "
+                "guards it."
             )
 
 
 def read_settings(**given: object) -> Settings:
-    """Settings from the environment, overridden by what is given. Raises `UsageError` naming the wrong one."""
+    """Settings from the environment, overridden by what is given. Raises `UsageError` naming the first wrong one."""
     known = {f"DIPTYCH_{name.upper()}" for name in Settings.model_fields}
     for name in sorted(os.environ):
         if name.startswith("DIPTYCH_") and name.upper() not in known:
-            log.warning("%s is no setting of this version, and ignored", name)
+            log.warning("%s is not a setting of this version; it is ignored", name)
     try:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as problem:
         first = problem.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
+        reason = (
+            first["msg"].removeprefix("Value error, ").replace("Input should be", "must be").partition(", unable")[0]
+        )
         got = "" if name == "DATABASE_URL" else f" (got {first.get('input')!r})"
-        raise UsageError(f"DIPTYCH_{name}: {first['msg']}{got}.") from None
+        raise UsageError(f"DIPTYCH_{name} {reason}{got}.") from None

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from app.checkpoint import format as format_1
 from app.checkpoint.bulk import BATCH, MAX_BYTES, MAX_PIXELS, embed_all, threads
 from app.checkpoint.encoder import Encoder
+from app.checkpoint.store import load_checkpoint
 from app.database.sqlite import SQLite
 from app.gallery.encoders import Loaded
 from app.gallery.originals import Originals
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=5000)
     given = parser.parse_args()
-    encoder = Encoder(format_1.load(given.checkpoint), threads())
+    encoder = Encoder(load_checkpoint(given.checkpoint), threads())
     found = (path for path in sorted(given.folder.rglob("*")) if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     files = list(itertools.islice(found, given.images))
     seconds: dict[str, list[float]] = {"the encoder alone": [], "read, decoded, embedded": [], "imported": []}

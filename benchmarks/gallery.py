@@ -31,7 +31,7 @@ import pysqlite3
 from numpy.typing import NDArray
 
 from app.arrays import EmbeddingsF32
-from app.checkpoint import format as checkpoint
+from app.checkpoint.store import load_checkpoint
 from app.database.sqlite import SQLite
 from app.database.transactions import Database
 from app.gallery import collections as gallery
@@ -50,7 +50,7 @@ Report = Callable[[str, str], None]
 
 
 def loaded() -> Loaded:
-    description = checkpoint.load(NAME).description
+    description = load_checkpoint(NAME).description
     return Loaded(description.model_id, description.embedding_dim, NAME)
 
 

@@ -21,10 +21,9 @@ from PIL import AvifImagePlugin, Image, ImageOps
 from tqdm import tqdm
 
 from app.image.decoder import IDLE_SECONDS, Decoder
-from app.image.policy import HEIF, Preprocessing, decode
+from app.image.policy import HEIF, SERVED_FORMATS, Preprocessing, decode
 from app.image.sandbox import DecoderProcess
 from app.image.suspects import is_suspect
-from app.settings import Settings
 
 M_MMAP_THRESHOLD = -3  # from malloc.h
 VGA = (640, 480)
@@ -64,12 +63,12 @@ def main() -> None:
     has_heic = importlib.util.find_spec("pillow_heif") is not None
     if has_heic:
         importlib.import_module("pillow_heif").register_heif_opener()
-    settings = Settings(heic=has_heic, decode_seconds=60, decode_mib=4096)
     limits = {"max_bytes": 2**30, "max_pixels": 200_000_000}
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as in a decoder process
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)  # as in the service and in a decoder process
     photo = ImageOps.exif_transpose(Image.open(given.photo)).convert("RGB")
-    decoder = Decoder(settings)
+    formats = (*SERVED_FORMATS, HEIF) if has_heic else SERVED_FORMATS
+    decoder = Decoder(formats=formats, processes=2, seconds=60, mib=4096)
     print("| format | pixels | bytes | in this process, ms | in its own, ms | more, ms | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     sizes = [ImageOps.fit(photo, VGA), photo]
@@ -80,7 +79,7 @@ def main() -> None:
             data = encoded(image, kind, **options)
             here, there = [], []
             for _ in range(given.repeats):
-                here.append(seconds(lambda data=data: decode(data, TO, formats=settings.formats, **limits)))  # type: ignore[misc]
+                here.append(seconds(lambda data=data: decode(data, TO, formats=formats, **limits)))  # type: ignore[misc]
                 there.append(seconds(lambda data=data: decoder.decode(data, TO, refuse_blank=False, **limits)))  # type: ignore[misc]
             a, b = 1000 * statistics.median(here), 1000 * statistics.median(there)
             name = "HEIC" if kind == HEIF else kind
@@ -105,7 +104,7 @@ def main() -> None:
         ("PNG", encoded(sizes[0], "PNG")),
         ("WebP", encoded(sizes[0], "WEBP")),
     ):
-        taken = statistics.median(seconds(lambda data=data: is_suspect(data, settings.formats)) for _ in range(1000))  # type: ignore[misc]
+        taken = statistics.median(seconds(lambda data=data: is_suspect(data, formats)) for _ in range(1000))  # type: ignore[misc]
         print(f"\nto tell that a {name} of {len(data):,} bytes is ordinary takes {1e6 * taken:.1f} microseconds")
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from app.checkpoint import format as checkpoint
 from app.checkpoint.matching import distances
+from app.checkpoint.store import load_checkpoint
 from training.evaluate import embed_folder, open_encoder
 
 
 def one_shot(name_or_directory: str, runs: Path) -> dict[str, float]:
     """Error over all runs, as `errors`, `trials` and their quotient `error`."""
-    encoder = open_encoder(checkpoint.load(name_or_directory))
+    encoder = open_encoder(load_checkpoint(name_or_directory))
     errors = trials = 0
     for run in sorted(runs.glob("run*")):
         paths, embeddings_ND, _ = embed_folder(encoder, run, progress=False)

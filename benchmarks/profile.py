@@ -19,8 +19,8 @@ from fastapi import Depends, FastAPI, Request, Response
 from starlette.types import Receive, Scope, Send
 from tqdm import tqdm
 
-from app.checkpoint import format as checkpoint
 from app.checkpoint.encoder import Encoder
+from app.checkpoint.store import load_checkpoint
 from app.http.protocol import Protocol
 from app.http.routes.forms import VerifyForm, read
 from benchmarks import pictures
@@ -73,7 +73,7 @@ def form_app() -> FastAPI:
 
 def measure(name: str, cameras: Path, seconds: float) -> None:
     """Run it and print the table."""
-    encoder = Encoder(checkpoint.load(name))
+    encoder = Encoder(load_checkpoint(name))
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="diptych-bench-"))
         servers: dict[str, tuple[int, int]] = {}

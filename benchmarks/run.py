@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.checkpoint import format as checkpoint
+from app.checkpoint.store import load_checkpoint
 from benchmarks import overload, profile, runtimes, speed
 from benchmarks.one_shot import one_shot
 from training.evaluate import evaluate_folder
@@ -64,7 +64,7 @@ def accuracy(data: Data) -> None:
     print(f"\n### Accuracy of `{CHECKPOINT}` on Omniglot's evaluation set\n\n| measure | value |\n| --- | --- |")
     found = one_shot(CHECKPOINT, data("omniglot_one_shot_runs"))
     print(f"| official 20 runs, 20-way one-shot error | {found['error']:.2%} ({found['errors']} of 400) |")
-    opened = checkpoint.load(CHECKPOINT)
+    opened = load_checkpoint(CHECKPOINT)
     m = evaluate_folder(opened, data("omniglot") / "images_evaluation", progress=False).metrics
     print(f"| threshold ({opened.description.threshold_source}) | {m['threshold']:.4f} |")
     print(f"| FMR, {m['impostor_pairs']:,} impostor pairs | {m['fmr']:.2%} |")

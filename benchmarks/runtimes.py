@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.arrays import ImageU8
-from app.checkpoint import format as checkpoint
 from app.checkpoint.matching import decide
 from app.checkpoint.runtimes import OnnxRuntime, Session, open_session
+from app.checkpoint.store import load_checkpoint
 from training.data.dataset import Dataset, read_dataset
 
 PAIRS = 10_000
@@ -85,7 +85,7 @@ def pairs_a_second(session: Session, images_NHWC: ImageU8) -> float:
 
 def measure(name: str, folder: Path) -> None:
     """Run it and print the table."""
-    opened = checkpoint.load(name)
+    opened = load_checkpoint(name)
     dataset = read_dataset(folder, opened.description.preprocessing, progress=False)
     rng = np.random.default_rng(0)
     pairs = draw(dataset, rng)

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from app.checkpoint import format as checkpoint
 from app.checkpoint.encoder import Encoder
+from app.checkpoint.format import RuntimeName
 from app.checkpoint.matching import distance
-from app.checkpoint.runtimes import RuntimeName
+from app.checkpoint.store import load_checkpoint
 from app.image.policy import decode
 from benchmarks import pictures
 from benchmarks.load import Load, wrk
@@ -69,7 +69,7 @@ class Contest:
 
     def __init__(self, name: str, stack: ExitStack) -> None:
         cores = os.cpu_count() or 1
-        opened = checkpoint.load(name)
+        opened = load_checkpoint(name)
         runtimes: dict[str, RuntimeName] = {OURS: "onnxruntime", FAST: "openvino-bf16"}
         self.encoders = {who: Encoder(opened, 1, runtime, cores) for who, runtime in runtimes.items()}
         self.servers: dict[str, tuple[int, int]] = {}

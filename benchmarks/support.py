@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.checkpoint import format as checkpoint
+from app.checkpoint.store import load_checkpoint
 from training.calibration.pairs import count_pairs
 from training.calibration.rates import is_supported, threshold_at_fmr
 from training.data.dataset import read_dataset
@@ -20,7 +20,7 @@ TARGET = 0.01
 
 
 def main(name_or_directory: str, root: Path) -> None:
-    encoder = open_encoder(checkpoint.load(name_or_directory))
+    encoder = open_encoder(load_checkpoint(name_or_directory))
     dataset = read_dataset(root, encoder.preprocessing)
     embeddings_ND = embed_images(encoder, dataset.images_NHWC)
     rng = np.random.default_rng(0)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from app.arrays import Floats, Ints
-from app.checkpoint import format as format_1
 from app.checkpoint.matching import fpir
+from app.checkpoint.store import load_checkpoint
 from training.calibration import bootstrap, likelihood, rates
 from training.calibration.calibrate import INTERVALS, Sample, folds
 from training.calibration.claims import RULES, claims, count_claims
@@ -249,7 +249,7 @@ def strangers(sample: Sample, pairs: Pairs) -> None:
 
 
 def main(name: str, root: Path, choosing: int = 60, measuring: int = 119) -> None:
-    encoder = open_encoder(format_1.load(name))
+    encoder = open_encoder(load_checkpoint(name))
     dataset = read_dataset(root, encoder.preprocessing, progress=False)
     embeddings_ND = embed_images(encoder, dataset.images_NHWC, progress=False)
     if choosing + measuring >= len(dataset.identities):

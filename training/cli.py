@@ -9,9 +9,8 @@ from typing import Any, Literal, get_args
 import click
 import numpy as np
 
-from app.checkpoint import format as format_1
-from app.checkpoint.encoder import RuntimeName
-from app.checkpoint.format import Checkpoint
+from app.checkpoint.format import Checkpoint, RuntimeName
+from app.checkpoint.store import load_checkpoint
 from app.errors import TrainingFailed, UsageError
 from app.image.policy import Preprocessing
 from training.data.dataset import image_files
@@ -137,7 +136,7 @@ def lint(data: Path, checkpoint: str | None, strict: bool, quiet: bool) -> None:
     from training.data.dataset import read_dataset
     from training.data.lint import look
 
-    encoder = None if checkpoint is None else stage.open_encoder(format_1.load(checkpoint))
+    encoder = None if checkpoint is None else stage.open_encoder(load_checkpoint(checkpoint))
     dataset = read_dataset(data, THUMBNAILS if encoder is None else encoder.preprocessing, progress=not quiet)
     embeddings_ND = None if encoder is None else stage.embed_images(encoder, dataset.images_NHWC, progress=not quiet)
     findings = look(dataset, embeddings_ND=embeddings_ND, progress=not quiet)
@@ -184,7 +183,7 @@ def evaluate(
         raise UsageError("Give --data FOLDER, or --pairs FILE.csv with --root FOLDER: one of the two.")
     if data is not None and root is not None:
         raise UsageError("--root goes with --pairs, not with --data.")
-    opened = format_1.load(checkpoint)
+    opened = load_checkpoint(checkpoint)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     if data is not None:
@@ -245,7 +244,7 @@ def calibrate(
     """
     from training import evaluate as stage
 
-    opened = format_1.load(checkpoint)
+    opened = load_checkpoint(checkpoint)
     result = stage.calibrate(
         opened, data, output, target_fmr=target_fmr, seed=seed, split_by=split_by, runtime=runtime, progress=not quiet
     )
@@ -262,7 +261,7 @@ def embed(checkpoint: str, folder: Path, output: Path, quiet: bool) -> None:
     """Embed every image below DIR with CHECKPOINT; what is no image is skipped and counted."""
     from training import evaluate as stage
 
-    encoder = stage.open_encoder(format_1.load(checkpoint))
+    encoder = stage.open_encoder(load_checkpoint(checkpoint))
     if output.is_dir():
         raise UsageError(f"{output} is a directory. Give the name of a file.")
     output.parent.mkdir(parents=True, exist_ok=True)

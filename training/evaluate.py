@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from app.arrays import EmbeddingsF32, ImageU8, Ints
-from app.checkpoint import format as format_1
-from app.checkpoint.encoder import Encoder, RuntimeName
-from app.checkpoint.format import Checkpoint
+from app.checkpoint.encoder import Encoder
+from app.checkpoint.format import CALIBRATION, ONNX, WEIGHTS, Checkpoint, RuntimeName, printable
 from app.checkpoint.matching import distances
+from app.checkpoint.store import seal_checkpoint
 from app.errors import UsageError
 from training.calibration import calibrate as verdicts
 from training.calibration import rates
@@ -193,14 +193,12 @@ def calibrate(
         *samples, margin=old.margin, target_fmr=target_fmr, unit=split_by, fingerprint=dataset.fingerprint
     )
 
-    for name in (format_1.ONNX, format_1.WEIGHTS):
+    for name in (ONNX, WEIGHTS):
         shutil.copyfile(checkpoint.directory / name, output / name)
-    np.savez_compressed(output / format_1.CALIBRATION, **found.curves)  # type: ignore[arg-type]
+    np.savez_compressed(output / CALIBRATION, **found.curves)  # type: ignore[arg-type]
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
-    description = old.model_copy(
-        update={"name": format_1.printable(output.name), "created_at": created_at, **found.fields}
-    )
-    return format_1.seal(output, description)
+    description = old.model_copy(update={"name": printable(output.name), "created_at": created_at, **found.fields})
+    return seal_checkpoint(output, description)
 
 
 def _halves(dataset: Dataset, root: Path, split_by: Unit, seed: int) -> tuple[Ints, Ints]:

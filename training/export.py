@@ -17,8 +17,20 @@ from safetensors.torch import save
 from torch import Tensor
 
 from app.arrays import Array, EmbeddingsF32, Floats, ImageU8, Ints
-from app.checkpoint import format as format_1
-from app.checkpoint.format import ONNX, WEIGHTS, Architecture, Checkpoint, DatasetFacts, Description, Runtime, Split
+from app.checkpoint.format import (
+    CALIBRATION,
+    ONNX,
+    WEIGHTS,
+    Architecture,
+    Checkpoint,
+    DatasetFacts,
+    Description,
+    Runtime,
+    Split,
+    printable,
+)
+from app.checkpoint.ids import compute_model_id
+from app.checkpoint.store import seal_checkpoint
 from app.errors import TrainingFailed
 from app.image.policy import Preprocessing
 from training.calibration.calibrate import Sample, calibrate
@@ -64,12 +76,12 @@ def write_checkpoint(
         unit=recipe.split_by,
         fingerprint=dataset.fingerprint,
     )
-    np.savez_compressed(output / format_1.CALIBRATION, **verdicts.curves)  # type: ignore[arg-type]
+    np.savez_compressed(output / CALIBRATION, **verdicts.curves)  # type: ignore[arg-type]
     weights = {name: tensor.numpy() for name, tensor in weights_of(encoder).items()}
     description = Description(
-        name=format_1.printable(output.name),
+        name=printable(output.name),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        model_id=format_1.model_id(weights, architecture, preprocessing),
+        model_id=compute_model_id(weights, architecture, preprocessing),
         architecture=architecture,
         embedding_dim=recipe.embedding_dim,
         preprocessing=preprocessing,
@@ -94,7 +106,7 @@ def write_checkpoint(
             "pillow": version("pillow"),
         },
     )
-    return format_1.seal(output, description)
+    return seal_checkpoint(output, description)
 
 
 def round_weights(encoder: Encoder) -> None:

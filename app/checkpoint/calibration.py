@@ -1,27 +1,28 @@
 """What the checkpoint's calibration says of a distance: rates, likelihood ratio, thresholds for a wish.
 
-A claim is judged by the nearest of an identity's references, and the nearest of five is closer by chance too, so there
-are curves for several numbers of references. Beyond the largest, R references match by chance at most as often as R
-single ones together (the union bound), and what has no bound is null.
+A claim is decided by the nearest of an identity's references. More references mean more chances of a lucky match, so
+thresholds and rates depend on their number: with more references a threshold never grows and a false-match rate never
+falls. A figure that the calibration does not support is null.
 """
 
 import math
-from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
-from app.arrays import Floats
+from app.arrays import Array
+from app.checkpoint.curves import Curves
 from app.checkpoint.format import Checkpoint
-from app.checkpoint.matching import OperatingPoint, Threshold, fpir
+from app.checkpoint.matching import OperatingPoint, Threshold
 from app.errors import ConflictingFields, InvalidRequest, NotSupported
+
+MORE_IMAGES = "Measure on more images with `diptych calibrate`, or give `threshold`."
 
 
 @dataclass(frozen=True)
-class Said:
+class Figures:
     """What the calibration says of one comparison; null where it does not support a figure."""
 
     fmr: float | None = None
@@ -33,22 +34,20 @@ class Said:
 
 
 class Calibration:
-    """A checkpoint's curves, read by distance."""
+    """Operating points and curves of a checkpoint, and its default threshold."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        description = checkpoint.description
-        self._curves: Mapping[str, Floats] = {
-            name: curve.astype(np.float64) for name, curve in checkpoint.curves().items()
-        }
-        self._distance = self._curves["distance"].round(6)  # stored as float32
-        self._default = description.default_threshold
-        self._points = description.operating_points
-        self._speaks = description.calibration.likelihood_ratio is not None
-        # checkpoints of earlier versions hold a curve for one reference, without intervals
-        self._known = sorted(
-            int(name.removeprefix("supported_")) for name in self._curves if name.startswith("supported_")
-        )
-        self._fpir = lru_cache(maxsize=64)(self._fpir_uncached)  # galleries change less often than they are searched
+    def __init__(
+        self,
+        curves: Mapping[str, Array],
+        default: Threshold,
+        operating_points: Sequence[OperatingPoint],
+        *,
+        has_likelihood_ratio: bool,
+    ) -> None:
+        self.curves = Curves(curves)
+        self.default = default
+        self._points = [point for point in operating_points if point.supported and point.threshold is not None]
+        self._has_likelihood_ratio = has_likelihood_ratio
 
     # --- thresholds ----------------------------------------------------------------------------------------
 
@@ -57,8 +56,8 @@ class Calibration:
     ) -> Threshold:
         """The threshold of one request: the caller's own, that for a target, or the default.
 
-        With several references the same false-match rate needs a smaller threshold. Raises `ConflictingFields` for
-        both at once and `NotSupported` for a target below what the calibration supports.
+        Raises `ConflictingFields` where both are given, and `NotSupported` where the calibration can't promise the
+        target.
         """
         if threshold is not None and target_fmr is not None:
             raise ConflictingFields("Give `threshold` or `target_fmr`, not both.")
@@ -66,72 +65,96 @@ class Calibration:
             return Threshold(threshold, "request")
         if target_fmr is not None:
             return self.at_fmr(target_fmr, references)
-        if references == 1 or self._default.point is None:
-            return self._default
-        if not self._known:
-            return Threshold(self._default.value, self._default.source)
+        if references == 1 or self.default.point is None:
+            return self.default
+        if not self.curves.numbers:
+            return Threshold(self.default.value, self.default.source)
         try:
-            return self.at_fmr(self._default.point.target_fmr, references)
+            return self.at_fmr(self.default.point.target_fmr, references)
         except NotSupported:  # nobody asked for a rate, so none is promised, but the threshold shrinks all the same
-            value = self._largest_within(self._default.point.target_fmr, *self._closest(references))
-            return Threshold(min(self._default.value, value), self._default.source)
+            value = self._largest_within(self.default.point.target_fmr, references)
+            return Threshold(min(self.default.value, value), self.default.source)
 
     def at_fmr(self, target_fmr: float, references: int = 1, field: str = "target_fmr") -> Threshold:
-        """The threshold chosen for a false-match rate.
+        """The threshold chosen for a false-match rate. `field` is what the request calls the rate.
 
-        Raises `NotSupported` where the calibration can't promise it, `InvalidRequest` for what is no rate. `field` is
-        what the request calls it.
+        Raises `NotSupported` where the calibration can't promise it, and `InvalidRequest` where it does not lie
+        between 0 and 1.
         """
         if not 0 < target_fmr < 1:
             raise InvalidRequest(f"`{field}` must lie between 0 and 1.")
         if references == 1:
             for point in self._points:
-                if point.supported and point.threshold is not None and math.isclose(point.target_fmr, target_fmr):
+                if point.threshold is not None and math.isclose(point.target_fmr, target_fmr):
                     return Threshold(point.threshold, "calibration", point)
-        if not self._known:
-            one = [p.target_fmr for p in self._points if p.supported]
+        curves = self.curves
+        if not curves.numbers:
+            rates = [point.target_fmr for point in self._points]
             raise NotSupported(
-                "This checkpoint was calibrated for one reference and these false-match rates alone: "
-                f"{', '.join(f'{rate:g}' for rate in one) or 'none'}. `diptych calibrate` measures more.",
-                supported_target_fmr=one,
+                "This checkpoint was calibrated for one reference and these false-match rates only: "
+                f"{', '.join(f'{rate:g}' for rate in rates) or 'none'}. `diptych calibrate` measures more.",
+                supported_target_fmr=rates,
             )
-        known, times = self._closest(references)
-        value, limit = self._largest_within(target_fmr, known, times), self._curves[f"supported_{known}"][0]
-        if value < limit - 1e-6:
-            first = int(np.searchsorted(self._distance, limit - 1e-6))
+        value = self._largest_within(target_fmr, references)
+        number, times = curves.closest(references)
+        limit = curves.supported_from(number)
+        if value < limit:
+            first = int(np.searchsorted(curves.distance_G, limit))
             supported = []
-            if first < len(self._distance):
-                smallest = _rounded_up(times * float(self._curves[f"calibration_fmr_all_{known}"][first]))
+            if first < len(curves.distance_G):
+                smallest = rounded_up(times * float(curves.curve("calibration_fmr_all", number)[first]))
                 supported = [smallest] if smallest < 1 else []
-            least = f"The smallest that it supports is {supported[0]:g}." if supported else "It supports none."
             of = f" for {references} references" if references > 1 else ""
+            if not supported:
+                raise NotSupported(
+                    f"This checkpoint promises no false-match rate{of}: it was calibrated on too few identities. "
+                    f"{MORE_IMAGES}",
+                    **{f"supported_{field}": supported},
+                )
             raise NotSupported(
-                f"The calibration holds too few false matches to promise `{field}` {target_fmr:g}{of}. {least}",
+                f"The calibration saw too few false matches to promise `{field}` {target_fmr:g}{of}. The smallest "
+                f"rate that it supports is {supported[0]:g}.",
                 **{f"supported_{field}": supported},
             )
-        # the target alone; rates are read off by `said`
+        # The target alone: rates are measured elsewhere than they were chosen, and `figures` reads them.
         return Threshold(value, "calibration", OperatingPoint(target_fmr, supported=True))
 
-    def _largest_within(self, target_fmr: float, known: int, times: int) -> float:
-        fmr_G = times * self._curves[f"calibration_fmr_all_{known}"]
-        at = int(np.searchsorted(fmr_G, target_fmr * (1 + 1e-6), side="right")) - 1
-        return float(self._distance[max(at, 0)])
+    def _largest_within(self, target_fmr: float, references: int) -> float:
+        """The largest distance at which the false-match rate is at most the target.
+
+        For one reference the operating points, which were chosen on a finer grid than that of the curves, bound it.
+        """
+        curves = self.curves
+        number, times = curves.closest(references)
+        found = curves.largest_within(times * curves.curve("calibration_fmr_all", number), target_fmr)
+        value = float(curves.distance_G[found or 0])
+        for point in self._points:
+            if point.threshold is None:
+                continue
+            if point.target_fmr >= target_fmr * (1 - 1e-9):
+                value = min(value, point.threshold)
+            elif references == 1:
+                value = max(value, point.threshold)
+        return value
 
     def band(self, chosen: Threshold, inconclusive_fmr: float, references: int = 1) -> float:
         """The distance up to which a verdict is inconclusive: the threshold for a larger false-match rate.
 
-        Raises `NotSupported` as `at_fmr` does, and `ConflictingFields` where no band is left beyond the threshold.
+        Raises `NotSupported` and `InvalidRequest` as `at_fmr` does, and `ConflictingFields` where that threshold is
+        not larger than the one chosen.
         """
         end = self.at_fmr(inconclusive_fmr, references, "inconclusive_fmr").value
         if end <= chosen.value:
-            raise ConflictingFields(
-                f"`inconclusive_fmr` {inconclusive_fmr:g} belongs to the distance {end:.4f}, which is not beyond the "
-                f"threshold {chosen.value:.4f}: no band lies between them. Give a larger rate."
+            than = (
+                f"the rate of the verdict ({chosen.point.target_fmr:g})"
+                if chosen.point
+                else f"that of the threshold {chosen.value:.4g}"
             )
+            raise ConflictingFields(f"`inconclusive_fmr` ({inconclusive_fmr:g}) must be larger than {than}.")
         return end
 
     def usual_band(self, chosen: Threshold, inconclusive_fmr: float | None, references: int = 1) -> float | None:
-        """The same by the service's setting, which a request may leave nothing of: then None."""
+        """The same for the service's setting; None where the request's threshold leaves no band."""
         if inconclusive_fmr is None:
             return None
         try:
@@ -141,100 +164,57 @@ class Calibration:
 
     # --- one comparison ------------------------------------------------------------------------------------
 
-    def said(self, distance: float, chosen: Threshold, references: int = 1) -> Said:
+    def figures(self, distance: float, chosen: Threshold, references: int = 1) -> Figures:
         """Rates at the threshold, and how this very distance is to be read."""
-        if not self._known:
-            point = chosen.point if references == 1 else None
-            if point is None:
-                return Said()
-            return Said(point.fmr, point.fmr_ci95, point.fnmr, point.fnmr_ci95)
-        known, times = self._closest(references)
-        exact = times == 1
+        curves = self.curves
         point = chosen.point if references == 1 and chosen.point and chosen.point.fmr is not None else None
-        supported = self._supports(known, chosen.value)
-        return Said(
-            fmr=point.fmr if point else self._rate("fmr_all", known, chosen.value, times) if supported else None,
-            fmr_ci95=point.fmr_ci95 if point else self._ends("fmr", known, chosen.value, times) if supported else None,
-            # more references only ever bring the nearest closer, so the curve of fewer is an upper bound
-            fnmr=point.fnmr if point else self._rate("fnmr_all", known, chosen.value, 1),
-            fnmr_ci95=point.fnmr_ci95 if point else self._ends("fnmr", known, chosen.value, 1),
-            log_likelihood_ratio=self._read("llr", known, distance) if exact and self._speaks else None,
-            percentile=_percentile(self._read("calibration_fmr_all", known, distance)) if exact else None,
+        if not curves.numbers:
+            return Figures(point.fmr, point.fmr_ci95, point.fnmr, point.fnmr_ci95) if point else Figures()
+        number, times = curves.closest(references)
+        exact = times == 1  # beyond the largest number of references only bounds are known
+        supported = chosen.value >= curves.supported_from(number, measured=True)
+        rates = Figures(
+            fmr=self._rate("fmr_all", number, chosen.value, times) if supported else None,
+            fmr_ci95=self._interval("fmr", number, chosen.value, times) if supported else None,
+            # More references only ever bring the nearest closer, so the curve of fewer is an upper bound.
+            fnmr=self._rate("fnmr_all", number, chosen.value, 1),
+            fnmr_ci95=self._interval("fnmr", number, chosen.value, 1),
+        )
+        measured = point or rates
+        return Figures(
+            fmr=measured.fmr,
+            fmr_ci95=measured.fmr_ci95,
+            fnmr=measured.fnmr,
+            fnmr_ci95=measured.fnmr_ci95,
+            log_likelihood_ratio=(
+                curves.value("llr", number, distance) if exact and self._has_likelihood_ratio else None
+            ),
+            percentile=_percentile(curves.value("calibration_fmr_all", number, distance)) if exact else None,
         )
 
-    def _supports(self, known: int, threshold: float) -> bool:
-        return threshold >= float(self._curves[f"supported_{known}"].max()) - 1e-6
-
-    def _rate(self, name: str, known: int, threshold: float, times: int) -> float | None:
-        rate = self._read(name, known, threshold)
+    def _rate(self, name: str, number: int, threshold: float, times: int) -> float | None:
+        rate = self.curves.value(name, number, threshold)
         return None if math.isnan(rate) else min(1.0, times * rate)
 
-    def _ends(
-        self, rate: Literal["fmr", "fnmr"], known: int, threshold: float, times: int
+    def _interval(
+        self, rate: Literal["fmr", "fnmr"], number: int, threshold: float, times: int
     ) -> tuple[float, float] | None:
-        low, high = (self._read(f"{rate}_{end}", known, threshold) for end in ("low", "high"))
+        low, high = (self.curves.value(f"{rate}_{end}", number, threshold) for end in ("low", "high"))
         if math.isnan(low) or math.isnan(high):
             return None
-        # of the union bound only the high end says something: the rate itself may be as low as that of one reference
+        # Of the union bound only the high end says something: the rate itself may be as low as that of one set.
         return low, min(1.0, times * high)
 
-    def _read(self, name: str, known: int, distance: float) -> float:
-        return float(np.interp(distance, self._distance, self._curves[f"{name}_{known}"]))
 
-    def _closest(self, references: int) -> tuple[int, int]:
-        """Which number of references to read the curves of, and how many such sets make up the union bound."""
-        if references <= self._known[-1]:
-            return self._known[bisect_left(self._known, references)], 1
-        return self._known[-1], -(-references // self._known[-1])
-
-    def single(self) -> tuple[Floats, Floats, Floats] | None:
-        """Distances `[G]`, and the shares of genuine and of impostor pairs with one reference that lie within each;
-        None where nothing was measured."""
-        fmr_G, fnmr_G = (self._curves.get(f"{rate}_all_1", np.array([math.nan])) for rate in ("fmr", "fnmr"))
-        return None if np.isnan(fmr_G).any() or np.isnan(fnmr_G).any() else (self._distance, 1 - fnmr_G, fmr_G)
-
-    # --- searches ------------------------------------------------------------------------------------------
-
-    def threshold_for_search(self, target_fpir: float, identities: int, references: int) -> Threshold:
-        """The threshold at which a search of so many identities, with so many references each, finds somebody who is
-        not among them in a share `target_fpir` of searches. Raises `NotSupported` where the calibration can't tell."""
-        if not self._known:
-            raise NotSupported("This checkpoint is not calibrated for `target_fpir`: `diptych calibrate` does it.")
-        if not identities:
-            return self._default
-        known, times = self._closest(references)
-        rates_G = self._fpir("calibration_", known, times, identities)
-        floor = float(self._curves[f"supported_{known}"][0])
-        at = int(np.searchsorted(rates_G, target_fpir * (1 + 1e-6), side="right")) - 1
-        if at < 0 or not self._distance[at] >= floor - 1e-6:
-            first = int(np.searchsorted(self._distance, floor - 1e-6)) if math.isfinite(floor) else len(rates_G)
-            possible = [_rounded_up(float(rates_G[first]))] if first < len(rates_G) and rates_G[first] < 0.99 else []
-            least = f"The smallest that it supports is {possible[0]:g}." if possible else "It supports none."
-            raise NotSupported(
-                f"The calibration holds too few false matches to promise target_fpir {target_fpir:g} in a gallery of "
-                f"{identities} identities. {least}",
-                supported_target_fpir=possible,
-            )
-        return Threshold(float(self._distance[at]), "calibration")
-
-    def search_rates(self, threshold: float, identities: int, references: int) -> tuple[float | None, float | None]:
-        """Expected FPIR of a search at a threshold, and expected number of false matches, as the test identities show
-        them; null where they don't support it."""
-        if not identities:
-            return 0.0, 0.0
-        if not self._known:
-            return None, None
-        known, times = self._closest(references)
-        if not self._supports(known, threshold):
-            return None, None
-        rate = float(np.interp(threshold, self._distance, self._fpir("", known, times, identities)))
-        matches = identities * times * self._read("probe_fmr", known, threshold)
-        return rate, min(float(identities), matches)
-
-    def _fpir_uncached(self, prefix: str, known: int, times: int, identities: int) -> Floats:
-        mean, concentration = (self._curves[f"{prefix}probe_{of}_{known}"] for of in ("fmr", "concentration"))
-        rates_G: Floats = np.maximum.accumulate(fpir(mean, concentration, identities * times))
-        return rates_G
+def read_calibration(checkpoint: Checkpoint) -> Calibration:
+    """The calibration of a checkpoint that was verified."""
+    description = checkpoint.description
+    return Calibration(
+        checkpoint.curves(),
+        description.default_threshold,
+        description.operating_points,
+        has_likelihood_ratio=description.calibration.likelihood_ratio is not None,
+    )
 
 
 def probability(log_likelihood_ratio: float, prior: float) -> float:
@@ -251,7 +231,7 @@ def _percentile(rate: float) -> float | None:
     return None if math.isnan(rate) else 100 * (1 - rate)
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """To three digits that read well and are still supported."""
     if value <= 0:
         return value

@@ -48,7 +48,7 @@ class Drift:
         """Takes a millisecond or so, so it is done when somebody asks."""
         calibration, window = self._seen
         distances_N = np.array(window.copy())
-        curves = calibration.single() if calibration else None
+        curves = calibration.curves.one_reference() if calibration else None
         if curves is None or len(distances_N) < LEAST:
             return Seen(len(distances_N))
         drift, share = mixture_distance(distances_N, *curves)

@@ -3,20 +3,19 @@
 import numpy as np
 
 from app.arrays import EmbeddingsF32, ImageU8
-from app.checkpoint.format import Checkpoint, Runtime
+from app.checkpoint.format import Checkpoint, Runtime, RuntimeName
 from app.checkpoint.matching import distances
-from app.checkpoint.runtimes import RuntimeName as RuntimeName
 from app.checkpoint.runtimes import open_session
 
-# Pictures that tell how far another runtime's distances drift: smooth and rough noise, the same each time.
+# Pictures that show how far another runtime's distances differ: smooth and rough noise, always the same.
 DRIFT_PICTURES = 16
 
 
 class Encoder:
     """The loaded encoder: `embed`, `model_id`, `warm_up`. Safe to call from several threads.
 
-    `threads` work on one embedding, `streams` embeddings are computed at once. Raises `UsageError` for a runtime that
-    can't be had here.
+    `threads` is the number of threads for one embedding, `streams` the number of embeddings at the same time. Raises
+    `UsageError` where the runtime is not available.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class Encoder:
         return self._session.run(images_NHWC)
 
     def runtime(self) -> Runtime:
-        """What computes, and how far its distances drift: as the checkpoint says; of another runtime, measured now."""
+        """The runtime and how far its distances differ: from the checkpoint or, for another runtime, measured now."""
         session, known = self._session, self.description.runtime
         if session.name == known.name:
             return known
@@ -52,15 +51,15 @@ class Encoder:
         )
 
     def warm_up(self) -> None:
-        """Embed a grey image, so that the first caller does not pay for the first allocation.
+        """Embed a grey image, so that the first request does not wait for the first allocation.
 
-        Raises `RuntimeError` if what comes out is no unit embedding of the promised size.
+        Raises `RuntimeError` where the result is not a unit embedding of the size in the checkpoint.
         """
         size = self.preprocessing
         embeddings_ND = self.embed(np.full((1, size.height, size.width, size.channels), 128, dtype=np.uint8))
         norm = float(np.linalg.norm(embeddings_ND))
         if embeddings_ND.shape != (1, self.embedding_dim) or not abs(norm - 1) < 1e-3:
-            raise RuntimeError(f"The encoder gave {embeddings_ND.shape} of norm {norm}, no unit embedding.")
+            raise RuntimeError(f"The encoder gave no unit embedding: shape {embeddings_ND.shape}, norm {norm}.")
 
     def _pictures(self) -> ImageU8:
         """Noise of several grain sizes `[16, H, W, C]`."""

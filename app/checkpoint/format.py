@@ -1,29 +1,23 @@
 """The checkpoint: the one artefact that training writes and the service loads. Format version 1.
 
-    checkpoint.json        what this file describes; sha256 of the others and of itself
+    checkpoint.json        the `Description` below, with the sha256 of the other files and of itself
     encoder.onnx           uint8 pixels [N, H, W, C] -> unit float32 embeddings [N, D]; only N is dynamic
     encoder.safetensors    the same weights, for fine-tuning and export
     calibration.npz        FMR and FNMR curves over a grid of distances, their intervals, likelihood ratios
-    report/                plots and metrics.json; outside the hashes, may be deleted
+    report/                plots and metrics.json; not hashed, may be deleted
 
-Nothing in it is pickled, and nothing is loaded before its hash was compared.
+Nothing in it is pickled, and no file is loaded before its hash is checked.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from app.arrays import Array, Floats
+from app.arrays import Floats
 from app.checkpoint.matching import OperatingPoint, Threshold
-from app.errors import CheckpointError
-from app.image.policy import DECODING_POLICY, Preprocessing
+from app.image.policy import Preprocessing
 
 FORMAT_VERSION = 1
 DESCRIPTION = "checkpoint.json"
@@ -31,8 +25,8 @@ ONNX = "encoder.onnx"
 WEIGHTS = "encoder.safetensors"
 CALIBRATION = "calibration.npz"
 HASHED = (ONNX, WEIGHTS, CALIBRATION)
-# `default` becomes another one the day that a checkpoint for photographs ships.
-BUNDLED = {"omniglot": "omniglot", "default": "omniglot"}
+
+RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16"]
 
 
 class Part(BaseModel):
@@ -40,7 +34,7 @@ class Part(BaseModel):
 
 
 class Architecture(Part):
-    """What builds the network again: a name that `training.network` knows, and its options."""
+    """The network: a name that `training.network` knows, and its options."""
 
     name: str
     options: dict[str, Any]
@@ -52,7 +46,7 @@ class Split(Part):
 
 
 class DatasetFacts(Part):
-    """What the encoder learned from. `fingerprint` hashes relative paths and bytes of all images."""
+    """The data that the encoder learned from. `fingerprint` hashes the relative paths and bytes of all images."""
 
     fingerprint: str
     identities: int
@@ -63,14 +57,13 @@ class DatasetFacts(Part):
 
 
 class CalibrationFacts(Part):
-    """Which images thresholds and error rates were measured on, and what they gave as a whole.
+    """The images that thresholds and error rates were measured on, and what was measured overall.
 
-    `eer` and `same_group_eer` are measured on the identities that `measured_on` names; `note` says why
-    a threshold fell back to the margin, if it did. `smallest_fmr` is the smallest false-match rate that the
-    calibration identities support. Intervals come from drawing anew `units` identities or groups, as
-    `intervals_over` says. `likelihood_ratio` names the fit behind the log-likelihood ratios, which stay within
-    `llr_bounds` (natural logarithms); `cllr` is what they cost on the test identities, in bits, and `cllr_min` the
-    least that any fit could.
+    `eer` and `same_group_eer` were measured on the identities that `measured_on` names. `note` says, where it applies,
+    why the threshold fell back to the margin. `smallest_fmr` is the smallest false-match rate that the calibration
+    identities support. Intervals are bootstrapped over `units` identities or groups, as `intervals_over` says.
+    `likelihood_ratio` names the fit of the log-likelihood ratios, which stay within `llr_bounds` (natural logarithms).
+    `cllr` is their cost on the test identities, in bits, and `cllr_min` the least cost that any fit could have.
     """
 
     fingerprint: str
@@ -92,7 +85,7 @@ class CalibrationFacts(Part):
 
 
 class Runtime(Part):
-    """The runtime that serves, its precision, and how far its distances drift from training's."""
+    """The runtime of the encoder, its precision, and how far its distances differ from those in training."""
 
     name: str
     version: str
@@ -127,14 +120,14 @@ class Description(Part):
 
     @property
     def default_threshold(self) -> Threshold:
-        """The threshold where a request names none, with its operating point if it was calibrated."""
+        """The threshold of a request that names none, with its operating point if it was calibrated."""
         points = [p for p in self.operating_points if p.threshold == self.threshold and p.supported]
         points.sort(key=lambda point: point.target_fmr != self.target_fmr)
         return Threshold(self.threshold, self.threshold_source, points[0] if points else None)
 
 
 class Checkpoint(BaseModel):
-    """A checkpoint whose every file was found and verified."""
+    """A checkpoint on disk, all of whose files were found and verified."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -155,122 +148,6 @@ class Checkpoint(BaseModel):
             return {name: arrays[name] for name in arrays.files}
 
 
-def find(name_or_directory: str) -> Path:
-    """The directory of a checkpoint, given as a path or as the name of a bundled one."""
-    if name_or_directory in BUNDLED and not (Path(name_or_directory) / DESCRIPTION).exists():
-        return Path(str(files("app") / "checkpoint" / "bundled" / BUNDLED[name_or_directory]))
-    return Path(name_or_directory)
-
-
-def load(name_or_directory: str | Path) -> Checkpoint:
-    """Verify and open a checkpoint. Raises `CheckpointError` naming what is missing, altered or too new."""
-    directory = find(str(name_or_directory))
-    path = directory / DESCRIPTION
-    if not directory.is_dir():
-        raise CheckpointError(
-            f"There is no checkpoint {str(name_or_directory)!r}: give a directory that `diptych train` wrote, "
-            f"or a bundled name ({', '.join(sorted(BUNDLED))})."
-        )
-    try:
-        raw = json.loads(path.read_bytes())
-        version = raw["format_version"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing, so {directory} is no checkpoint.") from None
-    except OSError as problem:
-        raise CheckpointError(f"{path} can't be read: {problem.strerror}.") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{path} is damaged: it is not the JSON that training wrote.") from None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version!r}; this version of Diptych reads {FORMAT_VERSION}. "
-            "A newer checkpoint needs a newer Diptych."
-        )
-    try:
-        description = Description.model_validate(raw)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path} is altered: {where}: {first['msg']}.") from None
-    if description.preprocessing.decoding_policy != DECODING_POLICY:
-        raise CheckpointError(
-            f"{path} wants decoding policy {description.preprocessing.decoding_policy}; "
-            f"this version of Diptych has {DECODING_POLICY}."
-        )
-    if description.sha256.get(DESCRIPTION) != _sha256_of_description(raw):
-        raise CheckpointError(f"{path} is altered: it differs from what was written (sha256).")
-    for name in HASHED:
-        _verify(directory / name, description.sha256.get(name))
-    return Checkpoint(directory=directory, description=description)
-
-
-def seal(directory: Path, description: Description) -> Checkpoint:
-    """Hash the files in `directory` into the description and write it, last and at once.
-
-    The description goes in by a rename, so a directory without a whole `checkpoint.json` was interrupted.
-    """
-    sha256 = {name: _sha256(directory / name) for name in HASHED}
-    document = description.model_copy(update={"sha256": sha256}).model_dump(mode="json")
-    document["sha256"][DESCRIPTION] = _sha256_of_description(document)
-    temporary = directory / (DESCRIPTION + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(directory / DESCRIPTION)
-    return load(directory)
-
-
 def printable(name: str) -> str:
-    """A directory's name as JSON can carry it: what is not Unicode in it is replaced."""
+    """A directory's name in valid Unicode, as JSON needs it."""
     return name.encode("utf-8", "replace").decode()
-
-
-def model_id(weights: Mapping[str, Array], architecture: Architecture, preprocessing: Preprocessing) -> str:
-    """Hash of what decides an embedding: architecture, preprocessing and weights in canonical order."""
-    decided_by = {
-        "architecture": architecture.model_dump(mode="json"),
-        "preprocessing": asdict(preprocessing),
-    }
-    return _hash(decided_by, weights)
-
-
-def calibration_id(margin: float, threshold: float, points: list[OperatingPoint], curves: Mapping[str, Array]) -> str:
-    """Hash of what decides a verdict, given the distance."""
-    decided_by = {
-        "margin": margin,
-        "threshold": threshold,
-        "operating_points": [asdict(point) for point in points],
-    }
-    return _hash(decided_by, curves)
-
-
-def _hash(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256(_canonical(document))
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        array = array.astype(array.dtype.newbyteorder("<"))
-        digest.update(_canonical({"name": name, "dtype": array.dtype.str, "shape": list(array.shape)}))
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _canonical(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _sha256_of_description(document: Mapping[str, Any]) -> str:
-    others = {name: value for name, value in document.get("sha256", {}).items() if name != DESCRIPTION}
-    return hashlib.sha256(_canonical({**document, "sha256": others})).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verify(path: Path, expected: str | None) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing from the checkpoint.")
-    try:
-        found = _sha256(path)
-    except OSError as problem:
-        raise CheckpointError(f"{path} can't be read: {problem.strerror}.") from None
-    if found != expected:
-        raise CheckpointError(f"{path} is altered: it differs from what was written (sha256).")

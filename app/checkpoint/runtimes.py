@@ -1,7 +1,7 @@
-"""What computes an embedding: ONNX Runtime, or OpenVINO where it is installed and asked for.
+"""The runtimes that compute embeddings: ONNX Runtime, or OpenVINO where it is installed and asked for.
 
-The same graph everywhere. `openvino-bf16` multiplies in bfloat16, on processors that have it: faster, and distances
-drift by some thousandths (`benchmarks/runtimes.py` counts the verdicts that change).
+All run the same graph. `openvino-bf16` multiplies in bfloat16 on processors that can: it is faster, and distances
+change by some thousandths (`benchmarks/runtimes.py` counts the verdicts that change).
 """
 
 import sys
@@ -9,15 +9,14 @@ import threading
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 
 from app.arrays import EmbeddingsF32, ImageU8
+from app.checkpoint.format import RuntimeName
 from app.errors import UsageError
-
-RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16"]
 
 
 class Session(Protocol):
@@ -32,7 +31,7 @@ class Session(Protocol):
 
 
 class OnnxRuntime:
-    """`threads` work on one embedding."""
+    """ONNX Runtime, with `threads` threads for one embedding."""
 
     name, version, precision = "onnxruntime", ort.__version__, "float32"
 
@@ -40,7 +39,7 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # A spinning thread is a core that no other request can use.
+        # A thread that spins keeps a core from other requests.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
@@ -51,20 +50,20 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """`streams` embeddings at once, `threads` work on each."""
+    """OpenVINO, with `streams` embeddings at the same time and `threads` threads for each."""
 
     name = "openvino"
 
     def __init__(self, graph: Path, threads: int, streams: int, precision: str) -> None:
         if find_spec("openvino") is None:
-            raise UsageError("OpenVINO is not installed: make env EXTRAS=openvino, or take the runtime onnxruntime.")
-        # Its package reports every import to its maker. What can't be imported it does without.
+            raise UsageError("OpenVINO is not installed. Run make env EXTRAS=openvino, or use the runtime onnxruntime.")
+        # The package reports every import to its maker. It works without the module that does so.
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         import openvino as ov  # an extra, and half a second to import
 
         core = ov.Core()
         if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise UsageError("This processor does not multiply in bfloat16: take the runtime openvino.")
+            raise UsageError("This processor does not multiply in bfloat16. Use the runtime openvino.")
         self.version, self.precision = version("openvino"), precision
         self._model = core.compile_model(
             core.read_model(graph.read_bytes()),
@@ -85,7 +84,7 @@ class OpenVino:
 
 
 def open_session(graph: Path, runtime: RuntimeName = "onnxruntime", *, threads: int = 1, streams: int = 1) -> Session:
-    """Load an ONNX file. Raises `UsageError` for a runtime that can't be had here."""
+    """Load an ONNX file. Raises `UsageError` where the runtime is not available."""
     if runtime == "onnxruntime":
         return OnnxRuntime(graph, threads)
     return OpenVino(graph, threads, streams, "bfloat16" if runtime == "openvino-bf16" else "float32")

@@ -6,23 +6,18 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from limits import RateLimitItem, parse
+from limits import parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from app.errors import TooManyRequests
 
 
-def rate(text: str) -> RateLimitItem:
-    """`20/second`, `1000 per hour`. Raises `ValueError`."""
-    return parse(text)
-
-
 class Limits:
     """By the name of the key, or the address where there is none."""
 
     def __init__(self, most: str, at_once: int) -> None:
-        self._rate = rate(most) if most else None
+        self._rate = parse(most) if most else None
         self._at_once = at_once
         self._window = MovingWindowRateLimiter(MemoryStorage())
         self._under_way: Counter[str] = Counter()

@@ -1,11 +1,11 @@
-"""A decoder in a process of its own: images come in, pixels or refusals go out. `isolation` starts and ends it.
+"""The decoder process: images in, pixels or refusals out. `sandbox` starts and kills it.
 
-    python -m app.decoder_process MIB IDLE_SECONDS [heic]
+    python -m app.image.child MIB IDLE_SECONDS [heic]
 
-A request on standard input is the lengths of two parts (`REQUEST`), what to do as JSON, and the image. An answer on
-standard output is a kind and a length (`ANSWER`), then the pixels or, as JSON, the refusal. Before the first byte of an
-image arrives the process has given up what it does not need (`confinement`). It ends with its standard input, after
-some time without work, and when an image takes too long.
+A request on standard input has two lengths (`REQUEST`), the task as JSON, and the image. An answer on standard output
+has a kind and a length (`ANSWER`), then the pixels or the refusal as JSON. Before the first byte of an image arrives,
+the process gives up all rights that it does not need (`confinement`). It ends when its standard input closes, when it
+is idle for too long, and when an image takes too long.
 """
 
 import importlib
@@ -25,7 +25,7 @@ from app.image.policy import HEIF, Preprocessing, decode, load_plugin
 from app.image.suspects import ISOLATED_FORMATS, ORDINARY_FORMATS
 
 REQUEST, ANSWER = struct.Struct("<IQ"), struct.Struct("<BQ")
-# Ready, with or without system calls to give up.
+# Ready, with system calls restricted or not.
 CONFINED, OPEN = b"C", b"O"
 PIXELS, REFUSED = 0, 1
 
@@ -33,11 +33,11 @@ PIXELS, REFUSED = 0, 1
 def main() -> None:
     mib, idle_seconds, *others = sys.argv[1:]
     _load(heic="heic" in others)
-    # What a library prints must not get between the answers, nor into the log.
+    # What a library prints must not mix with the answers, nor reach the log.
     answers, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    confined = confine(int(mib), threads="heic" in others)  # libde265 starts some
+    confined = confine(int(mib), threads="heic" in others)  # libde265 starts threads
     _write(answers, CONFINED if confined else OPEN)
     while select.select([0], [], [], float(idle_seconds))[0]:
         head = sys.stdin.buffer.read(REQUEST.size)
@@ -49,7 +49,8 @@ def main() -> None:
 
 
 def _load(*, heic: bool) -> None:
-    """Import all that decoding may want, while files can be opened; not before, since the parent has this file too."""
+    """Import all that decoding may need while files can still be opened. Not at import: the parent imports this file
+    too."""
     from PIL import AvifImagePlugin
 
     for name in (*ORDINARY_FORMATS, *ISOLATED_FORMATS):
@@ -62,8 +63,8 @@ def _load(*, heic: bool) -> None:
 
 
 def _answered(what: bytes, data: bytes) -> tuple[int, bytes]:
-    """Kind and bytes of the answer. The process is gone when `seconds` of processor time or `clock_seconds` are over:
-    a decoder that hangs hears no exception, but the kernel's default for these signals ends it."""
+    """Kind and bytes of the answer. After `seconds` of processor time or `clock_seconds` the kernel kills the process:
+    a decoder that hangs would not notice an exception, but the default action of these signals ends it."""
     asked: dict[str, Any] = json.loads(what)
     signal.setitimer(signal.ITIMER_PROF, asked["seconds"])
     signal.setitimer(signal.ITIMER_REAL, asked["clock_seconds"])

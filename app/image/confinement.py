@@ -1,7 +1,7 @@
-"""What a decoder process gives up before it sees an image, on Linux: memory, files, and nearly all system calls.
+"""The rights that a decoder process gives up before it sees an image, on Linux.
 
-Limits of the kernel bind how much it may take. A filter of system calls (seccomp) leaves it those that decoding needs:
-reading and writing what is open, memory, time and, for HEIC, threads. Any other is refused with EPERM, so code that a
+The kernel limits its memory, time and files. A filter of system calls (seccomp) allows only those that decoding needs:
+reading and writing open pipes, memory, time and, for HEIC, threads. Any other call fails with EPERM, so code that a
 hostile image brought in cannot open, delete or truncate a file, connect, start a program or look into another process.
 """
 
@@ -13,11 +13,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-# A thousand images at their limit, twice.
+# Twice what a thousand images may take.
 MOST_PROCESSOR_SECONDS = 3600
 
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38  # from linux/prctl.h
-_SECCOMP_MODE_FILTER = 2  # from linux/seccomp.h, as what follows
+_SECCOMP_MODE_FILTER = 2  # from linux/seccomp.h, like the next line
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
 # Classic BPF: load a word, jump if equal, return (linux/bpf_common.h). A call's number is at 0, its machine at 4.
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
@@ -102,8 +102,8 @@ _MACHINES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
 
 
 def confine(mib: int, *, threads: bool) -> bool:
-    """Keep `mib` MiB for an image, and what decoding needs; whether system calls were given up too. Elsewhere than on
-    Linux nothing is."""
+    """Limit this process to `mib` MiB for an image and to what decoding needs. Returns whether system calls were
+    restricted too: only on Linux, on the machines of the table above."""
     if sys.platform != "linux":
         return False
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -135,7 +135,7 @@ def _filter(machine: int, calls: tuple[int, ...], starting: tuple[int, ...], *, 
             (_EQUAL, 1, 0, machine),
             (_RETURN, 0, 0, _KILL),
             (_LOAD, 0, 0, 0),
-            # Jumps are counted from the next instruction; the last two are the verdicts.
+            # Jumps count from the next instruction; the last two instructions refuse and allow.
             *((_EQUAL, len(allowed) - at, 0, number) for at, number in enumerate(allowed)),
             (_RETURN, 0, 0, _REFUSE),
             (_RETURN, 0, 0, _ALLOW),

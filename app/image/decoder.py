@@ -1,6 +1,6 @@
-"""Decoding where it does no harm: ordinary images here, suspects in processes that have limits and can be ended.
+"""Decoding without risk to the service: ordinary images in this process, suspects in processes that can be killed.
 
-A thread can't be killed, and a hole in a decoder is a hole in its process.
+A thread can't be killed, and a security hole in a decoder is a hole in its process.
 """
 
 import json
@@ -15,19 +15,19 @@ import numpy as np
 from app.arrays import ImageU8
 from app.errors import DamagedImage, ImageError, Unavailable
 from app.image.child import PIXELS, REFUSED
-from app.image.policy import Preprocessing, decode
+from app.image.policy import HEIF, Preprocessing, decode
 from app.image.sandbox import DecoderProcess, Ended
 from app.image.suspects import is_suspect
-from app.settings import Settings
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
-# By the clock a decoder may take longer, since others use the processor too.
+# Measured by the clock a decoder may take longer, since others use the processor too.
 CLOCK_FACTOR, CLOCK_SECONDS = 4, 2.0
-# A service that is shown one GIF a day holds no memory for it.
+# A service that gets one GIF a day should not hold memory for it all day.
 IDLE_SECONDS = 60.0
-# What leaks in a decoder goes with its process.
+# A process is replaced after so many images, which bounds what a leak in a decoder can hold.
 IMAGES_OF_A_PROCESS = 1000
+ORDINARY = "Save it as an ordinary JPEG or PNG and send that."
 _REFUSAL_BYTES = 2**16
 _REFUSALS = {kind.code: kind for kind in ImageError.__subclasses__()}
 _OUT_OF_TIME = (-signal.SIGPROF, -signal.SIGXCPU)
@@ -35,35 +35,37 @@ _OUT_OF_CLOCK = (None, -signal.SIGALRM)
 
 
 class Decoder:
-    """`decode` as in `image`, with suspects in up to `concurrency` processes of their own.
+    """`policy.decode`, with suspects in up to `processes` decoder processes.
 
-    They start when the first suspect comes, wait for the next, and are replaced when they die. Safe in several threads.
+    They start when the first suspect arrives, wait for the next one, and are replaced when they die. An image may take
+    `seconds` of processor time and `mib` MiB of memory. Safe to call from several threads.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._clock_seconds = max(CLOCK_FACTOR * settings.decode_seconds, CLOCK_SECONDS)
-        self._places = BoundedSemaphore(settings.concurrency)
+    def __init__(self, *, formats: tuple[str, ...], processes: int, seconds: float, mib: int) -> None:
+        self._formats = formats
+        self._seconds = seconds
+        self._mib = mib
+        self._clock_seconds = max(CLOCK_FACTOR * seconds, CLOCK_SECONDS)
+        self._places = BoundedSemaphore(processes)
         self._lock = Lock()
         self._idle: list[DecoderProcess] = []
         self._closed = False
-        self._said = False
+        self._warned = False
 
     def decode(self, data: bytes, to: Preprocessing, *, max_bytes: int, max_pixels: int, refuse_blank: bool) -> ImageU8:
-        """Pixels `[height, width, channels]`. Raises what `image.decode` raises; `DamagedImage` also where a decoder
+        """Pixels `[height, width, channels]`. Raises what `policy.decode` raises, `DamagedImage` also where a decoder
         took too long or died, and `Unavailable` where none can be started."""
-        formats = self._settings.formats
-        if len(data) > max_bytes or not is_suspect(data, formats):
+        if len(data) > max_bytes or not is_suspect(data, self._formats):
             return decode(
-                data, to, max_bytes=max_bytes, max_pixels=max_pixels, formats=formats, refuse_blank=refuse_blank
+                data, to, max_bytes=max_bytes, max_pixels=max_pixels, formats=self._formats, refuse_blank=refuse_blank
             )
         asked = {
             "to": asdict(to),
             "max_bytes": max_bytes,
             "max_pixels": max_pixels,
-            "formats": formats,
+            "formats": self._formats,
             "refuse_blank": refuse_blank,
-            "seconds": self._settings.decode_seconds,
+            "seconds": self._seconds,
             "clock_seconds": self._clock_seconds,
         }
         shape = (to.height, to.width, to.channels)
@@ -79,7 +81,7 @@ class Decoder:
         for _ in range(2):
             if ended.status != 0:
                 break
-            process = self._take()  # once more, if it had gone for want of work just now
+            process = self._take()  # a second try, if the process had ended for want of work
             try:
                 answer = process.ask(asked, data, seconds=self._clock_seconds, most=most)
             except Ended as problem:
@@ -93,12 +95,11 @@ class Decoder:
                 return answer
         if ended.status in _OUT_OF_TIME or ended.status in _OUT_OF_CLOCK:
             by_clock = ended.status in _OUT_OF_CLOCK
-            seconds = self._clock_seconds if by_clock else self._settings.decode_seconds
-            took = f"took more than {seconds:g} s {'by the clock' if by_clock else 'of the processor'}"
-            log.warning("the decoder of an image of %d bytes %s, and was ended", len(data), took)
-            raise DamagedImage(f"Decoding the image {took}, which is all it may. Send an ordinary JPEG or PNG of it.")
-        log.warning("the decoder of an image of %d bytes died (%s)", len(data), ended)
-        raise DamagedImage("The image is damaged: its decoder died of it. Send an ordinary JPEG or PNG of it.")
+            limit = f"{self._clock_seconds:g} s" if by_clock else f"{self._seconds:g} s of processor time"
+            log.warning("decoding an image of %d bytes took more than %s; its process was killed", len(data), limit)
+            raise DamagedImage(f"Decoding the image took more than {limit}, which is the limit. {ORDINARY}")
+        log.warning("decoding an image of %d bytes crashed its process (%s)", len(data), ended)
+        raise DamagedImage(f"The image is damaged: it crashed its decoder. {ORDINARY}")
 
     def _take(self) -> DecoderProcess:
         with self._lock:
@@ -108,13 +109,13 @@ class Decoder:
                     return process
                 process.end()
         try:
-            process = DecoderProcess(self._settings.decode_mib, IDLE_SECONDS, heic=self._settings.heic)
+            process = DecoderProcess(self._mib, IDLE_SECONDS, heic=HEIF in self._formats)
         except (OSError, Ended) as problem:
-            log.error("no decoder process can be started: %s", problem)
-            raise Unavailable("No process can be started to decode the image in. Try again in a moment.") from None
-        if not process.confined and not self._said:
-            self._said = True
-            log.warning("decoder processes can't give up system calls on this machine; see SECURITY.md")
+            log.error("a decoder process could not be started: %s", problem)
+            raise Unavailable("The image could not be decoded: no process could be started. Try again.") from None
+        if not process.confined and not self._warned:
+            self._warned = True
+            log.warning("on this machine the system calls of decoder processes can't be restricted; see SECURITY.md")
         return process
 
     def _give_back(self, process: DecoderProcess) -> None:
@@ -125,7 +126,7 @@ class Decoder:
         process.end()
 
     def close(self) -> None:
-        """End the processes that wait; those at work end with their image."""
+        """End the idle processes; a busy one ends after its image."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -134,9 +135,9 @@ class Decoder:
 
 
 def _refusal(kind: int, answer: bytearray) -> ImageError:
-    """What the decoder said, if that is one of the refusals that there are."""
+    """The refusal that a decoder answered, if it is one that exists."""
     with suppress(ValueError, KeyError, TypeError):
         if kind == REFUSED:
-            said = json.loads(answer)
-            return _REFUSALS[said["code"]](str(said["detail"]))
-    return DamagedImage("The image is damaged: its decoder gave no answer to it. Send an ordinary JPEG or PNG of it.")
+            refusal = json.loads(answer)
+            return _REFUSALS[refusal["code"]](str(refusal["detail"]))
+    return DamagedImage(f"The image is damaged: its decoder gave no answer. {ORDINARY}")

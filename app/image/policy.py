@@ -1,14 +1,15 @@
 """Bytes to pixels: the decoding policy, the same for training and for serving.
 
-Policy, version 1. Whoever changes what comes out of `decode` raises `DECODING_POLICY`: it is part of
-the model_id, because the same encoder on other pixels gives other embeddings.
+Policy, version 1. A change of what `decode` returns needs a new `DECODING_POLICY`, which is part of the model_id:
+the same encoder gives other embeddings for other pixels.
 
-1.  Bytes decide the format; only those named here are opened. Size is read before pixels, frames are not counted.
+1.  The first bytes decide the format; only the formats below are opened. Size is read before pixels; frames are not
+    counted.
 2.  JPEG is decoded at the smallest DCT scale that leaves at least twice the encoder's input size.
 3.  The first frame of many. 16 bit is scaled to 8, not clipped.
 4.  One antialiased (bilinear) resize, premultiplied where there is alpha; then alpha over white.
-5.  EXIF orientation is applied once, also where the decoder has applied it already. AVIF and HEIC say themselves how
-    they are turned; other metadata does not turn them again.
+5.  EXIF orientation is applied once, even if the decoder has applied it already. AVIF and HEIC store their orientation
+    in the container; their other metadata does not turn them again.
 """
 
 import functools
@@ -26,16 +27,16 @@ from app.errors import BlankImage, DamagedImage, EmptyImage, ImageError, TooMany
 DECODING_POLICY = 1
 
 SERVED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-SERVED = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"  # the same, for people
-HEIF = "HEIF"  # on request: its decoder is a package that is not always there
-# A folder of one's own is no upload: older data sets come as PGM and PPM.
+SERVED = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"  # the same, as people write them
+HEIF = "HEIF"  # only on request: its decoder is an optional package
+# For training data on the user's own disk: older data sets come as PGM and PPM.
 FOLDER_FORMATS = (*SERVED_FORMATS, "PPM")
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 40_000_000
-# As JPEG has it. An image of one row costs decoders far more a pixel than a square one.
+# The limit of JPEG. An image of one row takes decoders far more time per pixel than a square one.
 MAX_SIDE = 65_535
-# Of 255. A blank image has no identity, and any two blank images would be called similar.
+# Of 255 levels. A blank image has no identity, and any two blank images would be called similar.
 BLANK_RANGE = 8
 
 _ORIENTATION_TAG = 0x0112
@@ -48,7 +49,7 @@ _SIGNATURES = {
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0"),
     "PPM": tuple(b"P" + bytes([kind]) for kind in b"0123456fy"),
 }
-# ISO/IEC 23000-22 and 23008-12: what the pictures in such a file are; `mif1` and `msf1` alone leave it open.
+# Brands of ISO/IEC 23000-22 and 23008-12; `mif1` and `msf1` alone do not tell AVIF from HEIC.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys(_HEIC_BRANDS, HEIF)}
 
@@ -69,9 +70,9 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the encoder takes: pixels of `height` x `width` x `channels` (1 grey, 3 RGB).
+    """The encoder's input: pixels of `height` x `width` x `channels` (1 grey, 3 RGB).
 
-    `aspect` says how an image of another shape gets there: `pad` (whole image, white bars), `stretch`
+    `aspect` says how an image of another shape is fitted: `pad` (whole image, white bars), `stretch`
     (whole image, distorted) or `crop` (undistorted, the middle of it).
     """
 
@@ -97,7 +98,7 @@ def decode(
     `refuse_blank`, `BlankImage` where no channel spans `BLANK_RANGE` levels.
     """
     if not data:
-        raise EmptyImage("The file has no bytes. Send the bytes of an image.")
+        raise EmptyImage("The file is empty. Send an image.")
     if len(data) > max_bytes:
         raise TooManyBytes(f"The image has {len(data):,} bytes; at most {max_bytes:,} are allowed.")
     claimed = claimed_format(data)
@@ -114,17 +115,17 @@ def decode(
     except Image.DecompressionBombError:
         raise TooManyPixels(f"The image has too many pixels; at most {max_pixels:,} are allowed.") from None
     except MemoryError:
-        raise DamagedImage("Decoding the image takes more memory than it may. Send a smaller one, or JPEG.") from None
-    # Decoders of hostile files raise almost anything (TypeError, KeyError, struct.error, ...), and whatever
-    # it is, it is the file that is wrong.
-    except Exception as problem:
         raise DamagedImage(
-            f"The image is damaged or cut off ({type(problem).__name__}). Send the whole file."
-        ) from problem
+            "Decoding the image takes more memory than is allowed. Send a smaller image, or a JPEG."
+        ) from None
+    # Decoders raise almost anything (TypeError, KeyError, struct.error, ...) on hostile files. It is always the file
+    # that is wrong.
+    except Exception as problem:
+        raise DamagedImage("The image is damaged or cut off. Send the whole file.") from problem
 
 
 def claimed_format(data: bytes) -> str | None:
-    """The format whose signature the bytes begin with, if any; whether they are an image, decoding will say."""
+    """The format whose signature the bytes begin with, or None. Only decoding tells whether they are an image."""
     for name, signatures in _SIGNATURES.items():
         if data.startswith(signatures):
             return name
@@ -140,16 +141,16 @@ def claimed_format(data: bytes) -> str | None:
 
 def _unsupported(claimed: str | None) -> UnsupportedFormat:
     if claimed != HEIF:
-        return UnsupportedFormat(f"The bytes are no image in a supported format. Send {SERVED}.")
+        return UnsupportedFormat(f"The file is not an image in a supported format. Send {SERVED}.")
     return UnsupportedFormat(
-        f"The image is HEIC, as phones take it, and HEIC is not opened here. Send {SERVED}; or have it opened by "
-        "installing its decoder (make env EXTRAS=heic) and setting DIPTYCH_HEIC=1."
+        f"The image is HEIC, which many phones write and this service does not open. Send {SERVED}. To have HEIC "
+        "opened, install its decoder (make env EXTRAS=heic) and set DIPTYCH_HEIC=1."
     )
 
 
 @functools.cache
 def load_plugin(name: str) -> None:
-    """Import the decoder of one format; Pillow alone would import those of all."""
+    """Import the decoder of one format. Left alone, Pillow would import all of them."""
     if name == HEIF:
         import pillow_heif  # no embedded thumbnails: they may show something else
 
@@ -168,9 +169,9 @@ def _pixels(image: Image.Image, to: Preprocessing, max_pixels: int, refuse_blank
         )
     drafted = image.format != HEIF and image.draft("L" if to.channels == 1 else "RGB", (2 * to.width, 2 * to.height))
     image.load()
-    # A reduced JPEG is rounded up to whole pixels; the box is what of them is picture.
+    # The size of a reduced JPEG is rounded up to whole pixels; the box is the part of them that is picture.
     box = drafted[1] if drafted else (0, 0, *image.size)
-    # After load, not before: a decoder that turns the image itself removes the tag.
+    # After loading: a decoder that turns the image itself removes the tag.
     orientation = _orientation(image)
     image = _eight_bits(image)
 
@@ -182,8 +183,8 @@ def _pixels(image: Image.Image, to: Preprocessing, max_pixels: int, refuse_blank
     image = image.convert("L" if to.channels == 1 else "RGB")
     if refuse_blank and _is_blank(image):
         raise BlankImage(
-            f"The image, scaled to the encoder's input, is one uniform colour (no channel spans {BLANK_RANGE} of "
-            "255 levels), so it shows nothing to compare."
+            f"The image is blank: scaled to the encoder's input, no channel spans {BLANK_RANGE} of 255 levels. "
+            "There is nothing to compare."
         )
     if orientation > 1:
         image = image.transpose(_TURNS[orientation])
@@ -195,14 +196,14 @@ def _pixels(image: Image.Image, to: Preprocessing, max_pixels: int, refuse_blank
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; what is missing, invalid or unreadable is 1 (upright)."""
+    """The EXIF orientation, 1 to 8; 1 (upright) where it is missing, invalid or unreadable."""
     if image.format == HEIF:
         return 1
     if image.format == "AVIF":
-        image.info.pop("xmp", None)  # Pillow puts what the container says in EXIF's place
+        image.info.pop("xmp", None)  # Pillow has put the container's orientation into EXIF
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # noqa: BLE001  EXIF is a side dish: a broken one does not spoil the picture.
+    except Exception:  # noqa: BLE001  broken EXIF data must not spoil a good picture
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -215,12 +216,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise UnsupportedFormat("The image has 32-bit pixels, whose scale is unknown. Send 8 or 16 bits a channel.")
     wanted = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
-    # Converting to the mode that it has would copy what may be hundreds of megabytes.
+    # Converting an image to its own mode would copy up to hundreds of megabytes.
     return image if image.mode == wanted else image.convert(wanted)
 
 
 def _depth(image: Image.Image) -> int:
-    """Bits of a channel of more than 8: what TIFF says (12, say), else 16."""
+    """Bits of a channel that has more than 8: as TIFF says (12, for example), else 16."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_TAG, (16,))[0]
     return bits if 8 < bits <= 16 else 16
@@ -235,14 +236,14 @@ def _resize(image: Image.Image, box: Box, size: tuple[int, int], aspect: Aspect)
         size = (max(1, round(across * scale)), max(1, round(down * scale)))
     elif aspect == "crop":
         scale = max(size[0] / across, size[1] / down)
-        # at least zero: the side that is kept whole may come out a rounding error larger than it is
+        # At least zero: rounding may make the side that is kept whole come out larger than it is.
         side, end = max(0.0, (across - size[0] / scale) / 2), max(0.0, (down - size[1] / scale) / 2)
         box = (left + side, top + end, right - side, bottom - end)
     return image.resize(size, Image.Resampling.BILINEAR, box=box)
 
 
 def _is_blank(image: Image.Image) -> bool:
-    # Pillow counts in one pass over the bytes; numpy's ptp over two axes took a seventh of a whole request.
+    # Pillow makes one pass over the bytes; numpy's ptp over two axes took a seventh of a whole request.
     extrema = image.getextrema()
     bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
     return all(high - low < BLANK_RANGE for low, high in bands)

@@ -1,7 +1,7 @@
-"""One decoder process, as its parent sees it: started, asked, and ended when the time is over.
+"""One decoder process, as its parent sees it: started, asked, and killed when its time is over.
 
-The other side is `decoder_process`. What comes back is bytes with a length, never objects: a decoder that a hostile
-image took over can send wrong pixels, and no more of them than were asked for.
+`child` is the other side. The answer is bytes with a length, never objects: a decoder that a hostile image took over
+can send wrong pixels, but no more of them than were asked for.
 """
 
 import fcntl
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from app.image.child import ANSWER, CONFINED, REQUEST
 
-# Python and Pillow are there in a tenth of a second; a machine that does other things takes its time.
+# Python and Pillow take a tenth of a second to start; a busy machine takes longer.
 START_SECONDS = 20.0
 PIPE_BYTES = 2**20
 
 
 class Ended(Exception):
-    """The process is gone, without an answer. `status` as `subprocess` has it; None where it took too long."""
+    """The process ended without an answer. `status` as in `subprocess`; None where it took too long."""
 
     def __init__(self, status: int | None) -> None:
         super().__init__(f"status {status}")
@@ -29,15 +29,15 @@ class Ended(Exception):
 
 
 class DecoderProcess:
-    """Takes one image at a time, from one thread at a time."""
+    """Decodes one image at a time. Not safe to call from several threads."""
 
     def __init__(self, mib: int, idle_seconds: float, *, heic: bool) -> None:
-        """Start it, with `mib` MiB for an image; it ends by itself after `idle_seconds` without one.
+        """Start the process, with `mib` MiB for an image. It ends by itself after `idle_seconds` without work.
 
-        Raises `OSError` or `Ended` where that fails.
+        Raises `OSError` or `Ended` where it can't be started.
         """
         self.images = 0
-        self._process = subprocess.Popen(  # noqa: S603  of what is installed, with numbers of our own
+        self._process = subprocess.Popen(  # noqa: S603  an installed module, with numbers as arguments
             [
                 *(sys.executable, "-S", "-P", "-m", "app.image.child"),
                 *(str(mib), str(idle_seconds), *(["heic"] if heic else [])),
@@ -46,7 +46,7 @@ class DecoderProcess:
             stdout=subprocess.PIPE,
             env=_environment(),
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the service, which then ends its decoders
+            start_new_session=True,  # Ctrl-C goes to the service, which then ends its decoders
         )
         assert self._process.stdin  # noqa: S101  both are pipes
         assert self._process.stdout  # noqa: S101
@@ -57,10 +57,10 @@ class DecoderProcess:
         for pipe in (self._to, self._from):
             os.set_blocking(pipe, False)
             if sys.platform == "linux":
-                with suppress(OSError):  # a user may have only so many pages in pipes
+                with suppress(OSError):  # the kernel limits how much a user may hold in pipes
                     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
-            # Whether it gave up the system calls that it does not need.
+            # Whether the process gave up the system calls that it does not need.
             self.confined = self._read(len(CONFINED), time.monotonic() + START_SECONDS) == CONFINED
         except Ended:
             self.end()
@@ -74,7 +74,8 @@ class DecoderProcess:
         return self._process.poll() is None
 
     def ask(self, asked: bytes, data: bytes, *, seconds: float, most: int) -> tuple[int, bytearray]:
-        """Kind and bytes of the answer, at most `most` of them. Raises `Ended`, also after `seconds` by the clock."""
+        """Kind and bytes of the answer, at most `most` of them. Raises `Ended` where the process dies, answers more
+        than that, or takes more than `seconds` by the clock."""
         self.images += 1
         deadline = time.monotonic() + seconds
         for part in (REQUEST.pack(len(asked), len(data)) + asked, data):
@@ -85,7 +86,7 @@ class DecoderProcess:
         return kind, self._read(length, deadline)
 
     def end(self) -> int:
-        """Kill it if it lives; its status."""
+        """Kill the process if it is alive; its status."""
         self._process.kill()
         status = self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -120,18 +121,18 @@ class DecoderProcess:
             raise Ended(None)
 
     def _own_status(self) -> int:
-        """Of a process that has closed its pipes, and has a moment to end by itself."""
+        """The status of a process that closed its pipes; it gets a second to end by itself."""
         with suppress(subprocess.TimeoutExpired):
             return self._process.wait(1)
         return self.end()
 
 
 def _environment() -> dict[str, str]:
-    """What it needs to find what this process found. No settings, no passwords, no keys of a bucket."""
+    """What the child needs to import what this process can. No settings, no passwords, no keys."""
     return {
         **{name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
         "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         "OPENBLAS_NUM_THREADS": "1",
-        "MALLOC_ARENA_MAX": "1",  # each would count as 64 MiB
-        "MALLOC_MMAP_THRESHOLD_": str(2**20),  # large blocks go back to the system as soon as they are free
+        "MALLOC_ARENA_MAX": "1",  # each arena counts as 64 MiB of address space
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),  # freed large blocks go back to the system at once
     }

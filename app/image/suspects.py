@@ -1,8 +1,9 @@
-"""Which images are decoded in a process of their own: those that may take their decoder long, or much memory.
+"""Which images are decoded in a process of their own: those that could take their decoder much time or memory.
 
-Found by measuring (`benchmarks/RESULTS.md`): TIFF, GIF, AVIF and HEIC for what their decoders are; of the others what
-no camera and no drawing program writes. A JPEG of 40 KB may hold so many scans that it takes nine seconds, a PNG of
-19 MB so many chunks that it takes four; a BMP packed in runs is unpacked by Python. To tell takes microseconds.
+Measured in `docs/results/`: all TIFF, GIF, AVIF and HEIC files, because of their decoders; of the other formats the
+files that no camera and no drawing program writes. A JPEG of 40 KB can hold so many scans that it takes nine seconds,
+a PNG of 19 MB so many chunks that it takes four; a run-length encoded BMP is unpacked by Python. The check takes
+microseconds.
 """
 
 from app.image.policy import HEIF, claimed_format
@@ -13,7 +14,7 @@ ISOLATED_FORMATS = ("TIFF", "GIF", "AVIF", HEIF)
 # A progressive JPEG has about ten scans, a large PNG 2,500 chunks of 8 KiB.
 MOST_SCANS, MOST_SEGMENTS, MOST_CHUNKS = 100, 1_000, 10_000
 
-# Markers with a length before the first scan; SOF0 and SOF1 are not progressive (ISO/IEC 10918-1, table B.1).
+# Markers with a length, up to the first scan; SOF0 and SOF1 are not progressive (ISO/IEC 10918-1, table B.1).
 _SEGMENTS = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE))
 _FRAMES = _SEGMENTS & set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL, _SCAN = (0xC0, 0xC1), 0xDA
@@ -21,7 +22,7 @@ _BMP_RUNS = (1, 2)
 
 
 def is_suspect(data: bytes, formats: tuple[str, ...]) -> bool:
-    """Whether decoding the image, in one of `formats`, may get out of hand. Whether it is one, its decoder will say."""
+    """Whether decoding the image could take too much. Whether it is an image in one of `formats` its decoder tells."""
     claimed = claimed_format(data)
     if claimed == "JPEG":
         return _jpeg_is_suspect(data)
@@ -33,12 +34,12 @@ def is_suspect(data: bytes, formats: tuple[str, ...]) -> bool:
 
 
 def _jpeg_is_suspect(data: bytes) -> bool:
-    """More segments than a camera writes, other bytes between them, or many scans where there may be more than one."""
+    """Whether there are more segments than a camera writes, other bytes between them, or too many scans."""
     at, sequential, components = 2, False, b""
     for _ in range(MOST_SEGMENTS):
         marker, length = data[at : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
         if len(marker) < 2:
-            return False  # cut off: there is nothing to decode
+            return False  # cut off, so there is nothing to decode
         if marker[0] != 0xFF or marker[1] not in _SEGMENTS:
             return True
         if marker[1] == _SCAN:

@@ -64,9 +64,9 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
     In a folder tree every folder that holds images is one identity, named by its path with `:` between its parts.
     Interrupted, the same command goes on: what is enrolled already is passed over.
     """
-    from app.checkpoint import format as format_1
     from app.checkpoint.bulk import threads
     from app.checkpoint.encoder import Encoder
+    from app.checkpoint.store import load_checkpoint
     from app.gallery.encoders import Loaded
     from app.gallery.originals import Originals
     from app.http.routes.schemas import check_name
@@ -86,7 +86,7 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
             click.echo(f"{counts.without_image:,} images in it were not kept, since DIPTYCH_KEEP_IMAGES is no here")
         return
     collection = check_name(collection or "default")
-    checkpoint = format_1.load(settings.checkpoint)
+    checkpoint = load_checkpoint(settings.checkpoint)
     encoder = Encoder(checkpoint, threads(), settings.runtime)
     where = Path(settings.checkpoint)
     loaded = Loaded(
@@ -187,9 +187,9 @@ def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, qu
     within seconds (they need to find it at the same place). Interrupted, the same command goes on. The old embeddings
     stay: back is the same command with the old checkpoint, until --forget-others.
     """
-    from app.checkpoint import format as format_1
     from app.checkpoint.bulk import threads
     from app.checkpoint.encoder import Encoder
+    from app.checkpoint.store import load_checkpoint
     from app.gallery.encoders import Loaded
     from app.gallery.originals import Originals
     from app.maintenance import migrate as stage
@@ -199,7 +199,7 @@ def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, qu
     settings = settings_of(**options)
     with opened(settings) as database:
         if checkpoint is not None:
-            encoder = Encoder(format_1.load(checkpoint), threads(), settings.runtime)
+            encoder = Encoder(load_checkpoint(checkpoint), threads(), settings.runtime)
             where = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
             loaded = Loaded(encoder.model_id, encoder.embedding_dim, where)
             originals = Originals(settings.data_dir, settings.keep_images, database)

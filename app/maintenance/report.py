@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from app.checkpoint import format as format_1
-from app.checkpoint.calibration import Calibration
+from app.checkpoint.calibration import read_calibration
+from app.checkpoint.store import load_checkpoint
 from app.errors import InvalidRequest, ModelMismatch, NotSupported, UsageError
 from app.gallery.encoders import Loaded
 from app.gallery.references import references_by_collection
@@ -22,9 +22,9 @@ def report_on(target_fmr: float | None, **given: Any) -> list[dict[str, Any]]:
     settings = read_settings(**given)
     if not settings.is_postgresql and not settings.sqlite_path.is_file():
         raise UsageError(f"There is no gallery {settings.sqlite_path}: give its directory with --data-dir.")
-    checkpoint = format_1.load(settings.checkpoint)
+    checkpoint = load_checkpoint(settings.checkpoint)
     try:
-        chosen = Calibration(checkpoint).choose(target_fmr=target_fmr)
+        chosen = read_calibration(checkpoint).choose(target_fmr=target_fmr)
     except (InvalidRequest, NotSupported) as problem:
         raise UsageError(problem.detail) from None
     about = checkpoint.description

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.checkpoint import format as format_1
-from app.checkpoint.calibration import Calibration
+from app.checkpoint.calibration import Calibration, read_calibration
 from app.checkpoint.encoder import Encoder
 from app.checkpoint.format import Description, Runtime
+from app.checkpoint.store import load_checkpoint
 from app.database.postgres import PostgreSQL
 from app.database.sqlite import SQLite
 from app.database.transactions import Database
@@ -53,8 +53,8 @@ def open_database(settings: Settings, *, hurried: bool = True) -> Database:
 
 def load(name: str, settings: Settings, database: Database) -> Serving:
     """Load a checkpoint, by directory or bundled name. Raises `UsageError` for what the operator has to mend."""
-    checkpoint = format_1.load(name)
-    calibration = Calibration(checkpoint)
+    checkpoint = load_checkpoint(name)
+    calibration = read_calibration(checkpoint)
     if settings.inconclusive_fmr is not None:
         try:
             calibration.band(calibration.choose(), settings.inconclusive_fmr)

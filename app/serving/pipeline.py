@@ -38,7 +38,12 @@ class Pipeline:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._decoder = Decoder(settings)
+        self._decoder = Decoder(
+            formats=settings.formats,
+            processes=settings.concurrency,
+            seconds=settings.decode_seconds,
+            mib=settings.decode_mib,
+        )
         self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="embed")
         self._places = settings.concurrency + settings.queue_length
         self._taken = 0  # of the event loop alone

@@ -16,8 +16,8 @@ from fastapi import Request
 from PIL import Image
 
 from app.arrays import ImageU8
-from app.checkpoint import format as checkpoint
 from app.checkpoint.format import Checkpoint
+from app.checkpoint.store import load_checkpoint
 from app.image.policy import decode
 
 
@@ -51,6 +51,6 @@ class Verify(litserve.LitAPI):  # type: ignore[misc]
 
 if __name__ == "__main__":
     name, port, kind = sys.argv[1:]
-    api = Verify(checkpoint.load(name), kind == "reduced")
+    api = Verify(load_checkpoint(name), kind == "reduced")
     server = litserve.LitServer(api, accelerator="cpu", devices=1, workers_per_device=os.cpu_count() or 1)
     server.run(host="127.0.0.1", port=int(port), generate_client_file=False, log_level="warning")

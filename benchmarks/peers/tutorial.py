@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision import transforms
 
-from app.checkpoint import format as checkpoint
+from app.checkpoint.store import load_checkpoint
 from training.network.network import build
 
 
 def create_app(name: str) -> FastAPI:
-    opened = checkpoint.load(name)
+    opened = load_checkpoint(name)
     to = opened.description.preprocessing
     model = build(opened.description.architecture)
     model.load_state_dict({key: value.float() for key, value in load_file(opened.weights).items()}, strict=False)

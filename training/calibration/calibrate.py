@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from app.arrays import Array, Floats, Floats32, Ints
-from app.checkpoint import format as format_1
+from app.checkpoint.curves import ordered_by_references
 from app.checkpoint.format import CalibrationFacts
+from app.checkpoint.ids import compute_calibration_id
 from training.calibration import bootstrap, likelihood, rates
 from training.calibration.claims import claims, count_claims
 from training.calibration.galleries import spread
@@ -105,7 +106,7 @@ def calibrate(
     return Calibration(
         named,
         {
-            "calibration_id": format_1.calibration_id(margin, threshold, points, named),
+            "calibration_id": compute_calibration_id(margin, threshold, points, named),
             "target_fmr": target_fmr,
             "threshold": threshold,
             "threshold_source": source,
@@ -172,7 +173,7 @@ def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> 
             )
         limits = (rates.supported_from(by), rates.supported_from(on))
         named[f"supported_{references}"] = np.array([np.inf if limit is None else limit for limit in limits])
-    return {name: curve.astype(np.float32) for name, curve in named.items()}
+    return {name: curve.astype(np.float32) for name, curve in ordered_by_references(named).items()}
 
 
 def folds(sample: Sample, seed: int = 0) -> list[tuple[PairCounts, PairCounts]]:

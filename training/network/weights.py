@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from app.checkpoint import format as format_1
+from app.checkpoint.format import Checkpoint
+from app.checkpoint.store import BUNDLED, load_checkpoint
 from app.errors import UsageError
 from training.data.dataset import Dataset
 from training.network.network import Encoder
@@ -24,7 +25,7 @@ def check_weights(recipe: Recipe) -> None:
     source = recipe.weights
     if source == PRETRAINED and recipe.backbone == "compact":
         raise UsageError("The compact backbone has no pretrained weights: give a checkpoint, or no --weights.")
-    if source is not None and source != PRETRAINED and source not in format_1.BUNDLED and not Path(source).exists():
+    if source is not None and source != PRETRAINED and source not in BUNDLED and not Path(source).exists():
         raise UsageError(f"The weights {source} can't be read: there is no such file or directory.")
 
 
@@ -72,10 +73,10 @@ def load_weights(network: Encoder, recipe: Recipe) -> str:
     return _fit(_body(network), _as_body(recipe.backbone, state), source)
 
 
-def _checkpoint(source: str | None) -> format_1.Checkpoint | None:
-    if source is None or not (source in format_1.BUNDLED or Path(source).is_dir()):
+def _checkpoint(source: str | None) -> Checkpoint | None:
+    if source is None or not (source in BUNDLED or Path(source).is_dir()):
         return None
-    return format_1.load(source)
+    return load_checkpoint(source)
 
 
 def _body(network: Encoder) -> nn.Module:

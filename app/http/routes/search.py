@@ -7,6 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from app.arrays import EmbeddingsF32
 from app.checkpoint.matching import decide
+from app.checkpoint.searches import search_rates, threshold_for_search
 from app.errors import ConflictingFields
 from app.gallery import collections as gallery
 from app.gallery import encoders as models
@@ -52,8 +53,8 @@ async def search(
         if form.target_fpir is None:
             chosen = calibration.choose(max(1, each), threshold=form.threshold)
         else:
-            chosen = calibration.threshold_for_search(form.target_fpir, gallery_size, each)
-        fpir, false_matches = calibration.search_rates(chosen.value, gallery_size, each)
+            chosen = threshold_for_search(calibration, form.target_fpir, gallery_size, each)
+        fpir, false_matches = search_rates(calibration, chosen.value, gallery_size, each)
         matches = [
             Match(
                 identity=hit.identity,

@@ -61,7 +61,7 @@ async def verify(
         metrics.distances.labels("verify").observe(apart)
         if compared == 1:  # the nearest of several is closer by chance too
             metrics.drift.note(calibration, apart)
-        said = calibration.said(apart, chosen, compared)
+        said = calibration.figures(apart, chosen, compared)
         ratio = said.log_likelihood_ratio
         return VerifyAnswer(
             verdict=verdict,

@@ -14,9 +14,9 @@ from PIL import Image
 
 from app.arrays import Floats
 from app.checkpoint import drift
-from app.checkpoint import format as checkpoint
-from app.checkpoint.calibration import Calibration
+from app.checkpoint.calibration import read_calibration
 from app.checkpoint.drift import LEAST, WINDOW, Drift, mixture_distance
+from app.checkpoint.store import load_checkpoint
 from tests.files import EVALUATION, GOLDEN
 from tests.service import Serve, Service
 
@@ -82,7 +82,7 @@ def test_what_lies_between_the_two_is_far_from_every_mixture(seed: int, centre: 
 
 def test_a_window_says_nothing_until_it_holds_enough_and_begins_anew_with_another_calibration() -> None:
     """The last so many count."""
-    seen, one, other = Drift(), *(Calibration(checkpoint.load(name)) for name in (str(GOLDEN), "omniglot"))
+    seen, one, other = Drift(), *(read_calibration(load_checkpoint(name)) for name in (str(GOLDEN), "omniglot"))
     assert seen.look().comparisons == 0 and seen.look().drift is None
     for _ in range(LEAST - 1):
         seen.note(other, 0.5)

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.checkpoint import format as format_1
 from app.checkpoint.encoder import Encoder
+from app.checkpoint.store import load_checkpoint
 from app.image.policy import decode
 from tests.files import EVALUATION, GOLDEN
 
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return Encoder(format_1.load(GOLDEN))
+    return Encoder(load_checkpoint(GOLDEN))
 
 
 def test_embeddings_are_unit_vectors_of_the_promised_size(encoder: Encoder) -> None:
@@ -41,9 +41,9 @@ def test_an_image_embeds_alike_whatever_batch_it_comes_in(encoder: Encoder) -> N
 def test_the_runtime_reports_to_nobody(tmp_path: Path) -> None:
     """ONNX Runtime's telemetry keeps a store in the user's cache when it is on; with ours there is none."""
     script = f"""
-from app.checkpoint import format as checkpoint
+from app.checkpoint.store import load_checkpoint
 from app.checkpoint.encoder import Encoder
-Encoder(checkpoint.load({str(GOLDEN)!r})).warm_up()
+Encoder(load_checkpoint({str(GOLDEN)!r})).warm_up()
 """
     # CI machines are spared by the telemetry itself, which would make this test idle there.
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.checkpoint import format as checkpoint
-from app.checkpoint.encoder import Encoder, RuntimeName
+from app.checkpoint.encoder import Encoder
+from app.checkpoint.format import RuntimeName
 from app.checkpoint.matching import distance
+from app.checkpoint.store import load_checkpoint
 from app.image.policy import decode
 from tests.files import GOLDEN, drawings
 
@@ -26,7 +27,7 @@ def has_bfloat16() -> bool:
 @pytest.mark.parametrize(("runtime", "most"), RUNTIMES if has_bfloat16() else RUNTIMES[:1])
 def test_another_runtime_gives_nearly_the_same_distances(runtime: RuntimeName, most: float) -> None:
     """On real drawings; and the drift that it reports is of that size."""
-    opened = checkpoint.load(GOLDEN)
+    opened = load_checkpoint(GOLDEN)
     usual, other = Encoder(opened), Encoder(opened, 1, runtime, 2)
     images_NHWC = np.stack([decode(path.read_bytes(), usual.preprocessing) for path in drawings("Angelic/character01")])
     before, now = usual.embed(images_NHWC), other.embed(images_NHWC)
@@ -40,9 +41,9 @@ def test_another_runtime_gives_nearly_the_same_distances(runtime: RuntimeName, m
 def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
     """Its telemetry leaves a file in the user's home and starts a process that sends; with ours there is neither."""
     script = f"""
-from app.checkpoint import format as checkpoint
+from app.checkpoint.store import load_checkpoint
 from app.checkpoint.encoder import Encoder
-Encoder(checkpoint.load({str(GOLDEN)!r}), 1, "openvino").warm_up()
+Encoder(load_checkpoint({str(GOLDEN)!r}), 1, "openvino").warm_up()
 import multiprocessing, sys
 assert sys.modules["openvino_telemetry"] is None and not multiprocessing.active_children()
 """
@@ -53,7 +54,7 @@ assert sys.modules["openvino_telemetry"] is None and not multiprocessing.active_
 
 def test_the_usual_runtime_says_what_the_checkpoint_says() -> None:
     """It was measured on real pairs when it was exported."""
-    opened = checkpoint.load(GOLDEN)
+    opened = load_checkpoint(GOLDEN)
     assert Encoder(opened).runtime() == opened.description.runtime
 
 
@@ -62,8 +63,9 @@ def test_a_runtime_that_is_not_installed_is_named_with_what_to_do() -> None:
     code = (
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *more: None if name == 'openvino' else find(name, *more)\n"
-        "from app import checkpoint; from app.encoder import Encoder; from app.errors import UsageError\n"
-        "try: Encoder(checkpoint.load('omniglot'), 1, 'openvino')\n"
+        "from app.checkpoint.encoder import Encoder; from app.errors import UsageError\n"
+        "from app.checkpoint.store import load_checkpoint\n"
+        "try: Encoder(load_checkpoint('omniglot'), 1, 'openvino')\n"
         "except UsageError as problem: print(problem.detail)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

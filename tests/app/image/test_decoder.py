@@ -47,13 +47,23 @@ def large(kind: str = "GIF") -> bytes:
     return encoded(Image.linear_gradient("L").resize((6000, 6000)), kind, **options)
 
 
+def decoder_for(settings: Settings) -> Decoder:
+    """As the service makes it."""
+    return Decoder(
+        formats=settings.formats,
+        processes=settings.concurrency,
+        seconds=settings.decode_seconds,
+        mib=settings.decode_mib,
+    )
+
+
 @pytest.fixture
 def made() -> Iterator[Callable[..., Decoder]]:
     """Decoders that end with the test."""
     decoders: list[Decoder] = []
 
     def make(**settings: object) -> Decoder:
-        decoders.append(Decoder(Settings(heic=True, **settings)))  # type: ignore[arg-type]
+        decoders.append(decoder_for(Settings(heic=True, **settings)))  # type: ignore[arg-type]
         return decoders[-1]
 
     yield make
@@ -103,7 +113,7 @@ def test_pixels_are_the_same_in_a_process_of_their_own(shared: Decoder, data: by
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Decoder]:
-    decoder = Decoder(Settings(heic=True))
+    decoder = decoder_for(Settings(heic=True))
     yield decoder
     decoder.close()
 
@@ -141,7 +151,7 @@ def test_several_threads_get_their_own_pictures(made: Callable[..., Decoder]) ->
 def test_an_image_that_takes_too_long_is_refused_and_the_next_works(made: Callable[..., Decoder]) -> None:
     """A large one, where little time is allowed; its process is gone."""
     decoder, started = made(decode_seconds=0.05), time.monotonic()
-    with pytest.raises(DamagedImage, match=r"more than (0\.05 s of the processor|2 s by the clock)"):
+    with pytest.raises(DamagedImage, match=r"more than (0\.05 s of processor time|2 s)"):
         run(decoder, large())
     assert time.monotonic() - started < 5
     assert run(decoder, encoded(picture(), "GIF")).shape == (48, 48, 1)
@@ -169,7 +179,7 @@ def test_a_process_that_was_killed_is_replaced(made: Callable[..., Decoder]) -> 
         work = thread.submit(run, decoder, data)
         time.sleep(0.1)
         os.kill(busy, signal.SIGKILL)
-        with pytest.raises(DamagedImage, match="died of it"):
+        with pytest.raises(DamagedImage, match="crashed its decoder"):
             work.result(10)
     assert run(decoder, encoded(picture(), "GIF")).shape == (48, 48, 1)
 
@@ -180,7 +190,7 @@ def test_a_process_that_stands_still_is_ended(made: Callable[..., Decoder]) -> N
     run(decoder, encoded(picture(), "GIF"))
     for pid in pids() - before:
         os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(DamagedImage, match=r"more than 2 s by the clock"):
+    with pytest.raises(DamagedImage, match=r"more than 2 s,"):
         run(decoder, encoded(picture(), "GIF"))
     assert run(decoder, encoded(picture(), "GIF")).shape == (48, 48, 1)
 
@@ -211,7 +221,7 @@ def test_a_process_is_replaced_after_many_images(made: Callable[..., Decoder]) -
 
 def test_refusals_come_back_as_what_they_are(shared: Decoder) -> None:
     """With their words."""
-    with pytest.raises(BlankImage, match="uniform"):
+    with pytest.raises(BlankImage, match="blank"):
         run(shared, encoded(Image.new("L", (50, 50), 9), "GIF"))
     with pytest.raises(TooManyPixels, match="at most 1,000"):
         run(shared, encoded(picture(), "TIFF"), max_pixels=1000)
@@ -288,11 +298,10 @@ def test_a_process_ends_with_its_parent() -> None:
 import io, os, signal
 from PIL import Image
 from app.image.decoder import Decoder
-from app.image.policy import Preprocessing
-from app.settings import Settings
+from app.image.policy import SERVED_FORMATS, Preprocessing
 buffer = io.BytesIO()
 Image.linear_gradient("L").save(buffer, "GIF")
-decoder = Decoder(Settings())
+decoder = Decoder(formats=SERVED_FORMATS, processes=1, seconds=1.5, mib=640)
 decoder.decode(buffer.getvalue(), Preprocessing(8, 8, 1, "pad"), max_bytes=10**6, max_pixels=10**6, refuse_blank=True)
 print(decoder._idle[0].pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -209,7 +209,7 @@ def test_a_container_is_known_by_its_brands(brands: tuple[bytes, ...], claimed: 
 
 def test_heic_is_refused_by_name() -> None:
     """With what to do."""
-    with pytest.raises(UnsupportedFormat, match=r"HEIC .* Send JPEG, .* DIPTYCH_HEIC=1"):
+    with pytest.raises(UnsupportedFormat, match=r"HEIC, .* Send JPEG, .* DIPTYCH_HEIC=1"):
         decode(b"\0\0\0\x18ftypheic" + bytes(64), GREY)
 
 

@@ -80,8 +80,8 @@ def test_an_interrupted_migration_goes_on_where_it_was(
     serve: Serve, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after half of it: the old encoder answers as before, and the same command embeds the other half."""
-    from app.checkpoint import format as format_1
     from app.checkpoint.encoder import Encoder
+    from app.checkpoint.store import load_checkpoint
     from app.database.sqlite import SQLite
     from app.gallery.encoders import Loaded
     from app.gallery.originals import Originals
@@ -93,7 +93,7 @@ def test_an_interrupted_migration_goes_on_where_it_was(
     monkeypatch.setattr(migrate, "AT_ONCE", 4)
     monkeypatch.setattr(migrate, "LAST", 2)
     database = SQLite(data / "diptych.db")
-    encoder = Encoder(format_1.load(str(trained)))
+    encoder = Encoder(load_checkpoint(str(trained)))
     migration = migrate.Migration(
         database,
         Originals(data, "yes", database),

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from app.checkpoint import format as checkpoint
 from app.checkpoint.encoder import Encoder
+from app.checkpoint.store import load_checkpoint
 from app.errors import ImageError, Overloaded
 from app.http.routes.multipart import Upload
 from app.serving.metrics import Metrics
@@ -80,7 +80,7 @@ def test_what_the_work_raises_is_raised_and_gives_its_place_back() -> None:
 
 def test_refused_uploads_are_gone_with_their_answer() -> None:
     """An error knows the frames that it went through, and they the uploads: it lets go of them."""
-    turns, encoder = pipeline(), Encoder(checkpoint.load(GOLDEN))
+    turns, encoder = pipeline(), Encoder(load_checkpoint(GOLDEN))
     uploads = {"image_a": Upload("a", b"no image"), "image_b": Upload("b", b"\x89PNG\r\n\x1a\n")}
     watched = [weakref.ref(one) for one in uploads.values()]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from app.checkpoint import format as format_1
+from app.checkpoint.format import Checkpoint
 from app.errors import UsageError
 from tests.files import BACKGROUND, drawings
 from tests.service import diptych
@@ -30,7 +30,7 @@ def first(data: Path, character: str) -> Path:
     return sorted((data / character).glob("*.png"))[0]
 
 
-def train(data: Path, output: Path, *, despite_lint: bool = False) -> format_1.Checkpoint | None:
+def train(data: Path, output: Path, *, despite_lint: bool = False) -> Checkpoint | None:
     """A small real run in this process."""
     recipe = Recipe(epochs=1, width=0.25, image_size=16, threads=1)
     return stage.train(data, output, recipe, stage.Options(despite_lint=despite_lint, progress=False))

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from app.checkpoint import format as format_1
-from app.checkpoint.format import Architecture
+from app.checkpoint.format import ONNX, Architecture
+from app.checkpoint.store import load_checkpoint
 from app.errors import UsageError
 from app.image.policy import Preprocessing, decode
 from tests.files import BACKGROUND, GOLDEN
@@ -53,7 +53,7 @@ def test_every_backbone_exports_an_encoder_that_embeds_alike(name: str, tmp_path
     round_weights(network)
     write_encoder(network, images, tmp_path)
     assert check_parity(network, images, tmp_path).max_distance_drift < 1e-4
-    stored = (tmp_path / format_1.ONNX).stat().st_size
+    stored = (tmp_path / ONNX).stat().st_size
     assert stored < 2.5 * sum(parameter.numel() for parameter in network.parameters()) + 300_000
 
 
@@ -139,7 +139,7 @@ def test_training_goes_on_from_a_checkpoint_of_ones_own(trained: Path, tmp_path:
     assert tuned is not None
     assert "tensors from" in tuned.description.training["weights_loaded"]
     before, after = (
-        description.calibration.eer for description in (format_1.load(trained).description, tuned.description)
+        description.calibration.eer for description in (load_checkpoint(trained).description, tuned.description)
     )
     assert after == pytest.approx(before, abs=0.03)
 
@@ -157,5 +157,5 @@ def test_a_torchvision_backbone_trains_by_its_name(tmp_path: Path) -> None:
 
 def test_the_first_checkpoints_architecture_still_builds() -> None:
     """Format 1 is read for good."""
-    network = build(format_1.load(GOLDEN).description.architecture)
+    network = build(load_checkpoint(GOLDEN).description.architecture)
     assert isinstance(network, Encoder)

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import training.run.train
-from app.checkpoint import format as format_1
+from app.checkpoint.format import Description
+from app.checkpoint.store import load_checkpoint
 from app.errors import TrainingFailed, UsageError
 from tests.files import BACKGROUND
 from tests.service import DIPTYCH, diptych
@@ -33,7 +34,7 @@ SMALL = ("--width", "0.25", "--image-size", "16", "--threads", "1", "--calibrati
 RECIPE = Recipe(width=0.25, image_size=16, threads=1, calibration_share=0.3, test_share=0.3)
 
 
-def train(output: Path, *, resume: bool = False, **choices: Any) -> format_1.Description:
+def train(output: Path, *, resume: bool = False, **choices: Any) -> Description:
     """A small real run in this process."""
     options = Options(resume=resume, progress=False)
     checkpoint = training.train.train(BACKGROUND, output, RECIPE.but(**choices), options)
@@ -100,7 +101,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("checkpoint ") == 1
-    one, two = (format_1.load(tmp_path / name) for name in ("one", "two"))
+    one, two = (load_checkpoint(tmp_path / name) for name in ("one", "two"))
     assert two.description.training["processes"] == 2
     torch.manual_seed(0)
     start = build(one.description.architecture).state_dict()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from app.checkpoint import format as format_1
 from app.checkpoint.encoder import Encoder
+from app.checkpoint.store import load_checkpoint
 from app.errors import TrainingFailed
 from app.image.policy import decode
 from tests.files import BACKGROUND, EVALUATION, GOLDEN, drawings
@@ -25,7 +25,7 @@ from training.run.train import Options, train
 
 def test_training_writes_a_checkpoint_that_serves(trained: Path) -> None:
     """Every file of the format, its threshold from calibration, its rates from test identities with counts."""
-    description = format_1.load(trained).description
+    description = load_checkpoint(trained).description
     assert description.threshold_source == "calibration"
     assert 0 < description.threshold < 2
     assert description.dataset.identities == 40 and description.dataset.images == 400
@@ -40,7 +40,7 @@ def test_training_writes_a_checkpoint_that_serves(trained: Path) -> None:
 
 def test_training_learns_something(trained: Path) -> None:
     """Better than chance on identities that it never saw, after some seconds."""
-    eer = format_1.load(trained).description.calibration.eer
+    eer = load_checkpoint(trained).description.calibration.eer
     assert eer is not None and eer < 0.42
 
 
@@ -111,7 +111,7 @@ def test_too_few_calibration_identities_fall_back_to_half_the_margin(tmp_path: P
         *("--learning-rate", "0.05", "--quiet"),
     )
     assert done.returncode == 0, done.stderr
-    description = format_1.load(tmp_path / "few").description
+    description = load_checkpoint(tmp_path / "few").description
     assert (description.threshold, description.threshold_source) == (0.4, "margin")
     assert "margin / 2" in done.stdout
     assert description.default_threshold.point is None
@@ -158,7 +158,7 @@ def test_training_that_diverges_ends_with_advice(tmp_path: Path) -> None:
 
 def test_an_export_that_is_not_the_trained_encoder_fails_the_run(tmp_path: Path) -> None:
     """The parity check compares real distances, and can fail."""
-    description = format_1.load(GOLDEN).description
+    description = load_checkpoint(GOLDEN).description
     network = build(description.architecture)
     network.load_state_dict(load_file(GOLDEN / "encoder.safetensors"), strict=False)
     paths = sorted(EVALUATION.rglob("*.png"))[:24]
@@ -173,7 +173,7 @@ def test_an_export_that_is_not_the_trained_encoder_fails_the_run(tmp_path: Path)
 
 def test_the_weights_file_rebuilds_the_encoder_that_serves() -> None:
     """safetensors and ONNX are the same encoder."""
-    checkpoint = format_1.load(GOLDEN)
+    checkpoint = load_checkpoint(GOLDEN)
     network = build(checkpoint.description.architecture)
     missing = network.load_state_dict(load_file(checkpoint.weights), strict=False)
     assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
@@ -192,7 +192,7 @@ def test_evaluate_counts_all_pairs_of_a_folder(trained: Path, tmp_path: Path) ->
     assert (figures["genuine_pairs"], figures["impostor_pairs"]) == (15 * 15, 90 * 89 // 2 - 15 * 15)
     assert f"{100 * figures['fmr']:.2f} %" in done.stdout
     assert figures["same_group_impostor_pairs"] == 3 * 10 * 36
-    assert figures["model_id"] == format_1.load(trained).description.model_id
+    assert figures["model_id"] == load_checkpoint(trained).description.model_id
 
 
 def test_evaluate_on_the_training_folder_counts_its_test_identities_only(trained: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_evaluate_on_the_training_folder_counts_its_test_identities_only(trained
     assert done.returncode == 0, done.stderr
     assert "only the test identities" in done.stdout
     figures = json.loads((tmp_path / "metrics.json").read_text())
-    point = format_1.load(trained).description.default_threshold.point
+    point = load_checkpoint(trained).description.default_threshold.point
     assert point is not None and point.fmr is not None
     assert figures["identities"] == 12
     assert figures["fmr"] == pytest.approx(point.fmr, abs=2e-3)
@@ -247,7 +247,7 @@ def test_calibrate_keeps_the_encoder_and_measures_anew(trained: Path, tmp_path: 
     shutil.rmtree(data / "Greek")
     done = diptych("calibrate", trained, "--data", data, "--output", tmp_path / "new", "--quiet")
     assert done.returncode == 0, done.stderr
-    old, new = format_1.load(trained).description, format_1.load(tmp_path / "new").description
+    old, new = load_checkpoint(trained).description, load_checkpoint(tmp_path / "new").description
     assert new.model_id == old.model_id and new.calibration_id != old.calibration_id
     assert new.calibration.fingerprint != old.calibration.fingerprint
     assert new.calibration.identities == 15
@@ -270,7 +270,7 @@ def test_calibrate_can_keep_whole_groups_apart(trained: Path, tmp_path: Path) ->
     shutil.copytree(BACKGROUND / "Greek", data / "Greek")
     done = diptych("calibrate", trained, "--data", data, "--output", tmp_path / "new", "--split-by", "group", "--quiet")
     assert done.returncode == 0, done.stderr
-    facts = format_1.load(tmp_path / "new").description.calibration
+    facts = load_checkpoint(tmp_path / "new").description.calibration
     assert (facts.intervals_over, facts.units) == ("group", 2)
 
 
@@ -284,7 +284,7 @@ def test_folder_names_that_are_no_unicode_and_tiny_splits_still_make_a_checkpoin
     output = tmp_path / "out"
     done = diptych("train", tmp_path / "data", "--output", output, *options, "--image-size", "16", "--quiet")
     assert done.returncode == 0, done.stderr
-    assert format_1.load(output).description.threshold_source == "margin"
+    assert load_checkpoint(output).description.threshold_source == "margin"
     assert "NaN" not in (output / "report" / "metrics.json").read_text()
 
 
@@ -320,6 +320,6 @@ def test_embed_writes_paths_and_embeddings_and_counts_what_is_no_image(tmp_path:
         paths, embeddings = arrays["paths"], arrays["embeddings"]
     assert paths.dtype.kind == "U" and len(paths) == 31
     assert paths[:2].tolist() == [".hidden.png", "Angelic/character01/0965_01.png"]
-    encoder = Encoder(format_1.load(GOLDEN))
+    encoder = Encoder(load_checkpoint(GOLDEN))
     pixels = decode((folder / str(paths[7])).read_bytes(), encoder.preprocessing)
     assert np.allclose(embeddings[7], encoder.embed(pixels[None])[0], atol=1e-5)
