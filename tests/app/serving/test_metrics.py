@@ -3,13 +3,13 @@
 import re
 
 from tests.files import drawings
-from tests.service import Service
+from tests.service import Application
 
 ANGELIC, KANNADA, TIBETAN = "Angelic/character01", "Kannada/character02", "Tibetan/character03"
 A, B = drawings(ANGELIC), drawings(KANNADA)
 
 
-def test_metrics_count_verdicts_refusals_and_answers(service: Service) -> None:
+def test_metrics_count_verdicts_refusals_and_answers(service: Application) -> None:
     """By route as declared: names in paths make no new series."""
     service.verify(A[0], A[0])
     service.client.post("/embed", files={"image": b""})
@@ -21,7 +21,7 @@ def test_metrics_count_verdicts_refusals_and_answers(service: Service) -> None:
     assert "some-very-own-name" not in text
 
 
-def test_metrics_tell_where_time_goes_and_how_large_the_gallery_is(service: Service) -> None:
+def test_metrics_tell_where_time_goes_and_how_large_the_gallery_is(service: Application) -> None:
     """Each stage, the distances that verdicts were about, refusals by code, references."""
 
     def value(name: str) -> float:

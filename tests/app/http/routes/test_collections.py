@@ -1,13 +1,13 @@
 """/collections: what is enrolled can be listed, renamed, described and deleted."""
 
 from tests.files import drawings
-from tests.service import Service, assert_problem
+from tests.service import Application, assert_problem
 
 ANGELIC, KANNADA, TIBETAN = "Angelic/character01", "Kannada/character02", "Tibetan/character03"
 A, B = drawings(ANGELIC), drawings(KANNADA)
 
 
-def test_nul_in_a_path_or_a_cursor_is_no_error_of_ours(service: Service) -> None:
+def test_nul_in_a_path_or_a_cursor_is_no_error_of_ours(service: Application) -> None:
     """PostgreSQL can't carry it."""
     service.enroll("a", A[0], collection="nul")
     base = "/collections/nul/identities"
@@ -15,7 +15,7 @@ def test_nul_in_a_path_or_a_cursor_is_no_error_of_ours(service: Service) -> None
     assert_problem(service.client.get(base, params={"cursor": "AGE="}), 422, "invalid_request")
 
 
-def test_collections_are_listed_with_their_counts_and_deleted_with_all_in_them(service: Service) -> None:
+def test_collections_are_listed_with_their_counts_and_deleted_with_all_in_them(service: Application) -> None:
     """Deleted is deleted at once, for search too."""
     service.enroll("a", A[0], A[1], collection="listed")
     service.enroll("b", A[2], collection="listed")
@@ -26,7 +26,7 @@ def test_collections_are_listed_with_their_counts_and_deleted_with_all_in_them(s
     assert_problem(service.search(A[0], collection="listed"), 404, "unknown_collection")
 
 
-def test_identities_come_in_pages(service: Service) -> None:
+def test_identities_come_in_pages(service: Application) -> None:
     """Every one once, by name, whatever the page size."""
     for number in range(5):
         service.enroll(f"i{number}", A[0], collection="pages")
@@ -44,7 +44,7 @@ def test_identities_come_in_pages(service: Service) -> None:
     assert_problem(response, 422, "invalid_request")
 
 
-def test_an_identity_can_be_looked_at_renamed_and_described(service: Service) -> None:
+def test_an_identity_can_be_looked_at_renamed_and_described(service: Application) -> None:
     """And is found under its new name."""
     service.enroll("old", A[0], collection="patch", metadata='{"a": 1, "b": 2}')
     service.enroll("other", A[1], collection="patch")
@@ -61,7 +61,7 @@ def test_an_identity_can_be_looked_at_renamed_and_described(service: Service) ->
     assert_problem(service.client.patch(url + "new", json={"nome": "x"}), 422, "invalid_request")
 
 
-def test_a_deleted_reference_or_identity_is_not_found_any_more(service: Service) -> None:
+def test_a_deleted_reference_or_identity_is_not_found_any_more(service: Application) -> None:
     """An identity may outlive its references, and then has nothing to verify against."""
     ids = [entry["reference_id"] for entry in service.enroll("a", A[0], A[1], collection="gone").json()["references"]]
     service.enroll("b", A[2], collection="gone")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.files import drawings
-from tests.service import Service, assert_problem
+from tests.service import Application, assert_problem
 
 ANGELIC, KANNADA, TIBETAN = "Angelic/character01", "Kannada/character02", "Tibetan/character03"
 A, B = drawings(ANGELIC), drawings(KANNADA)
@@ -32,7 +32,7 @@ def png(image: Image.Image) -> bytes:
     ],
 )
 def test_an_image_that_cannot_be_used_is_refused_by_name_and_field(
-    service: Service, data: bytes, status: int, code: str
+    service: Application, data: bytes, status: int, code: str
 ) -> None:
     """Wherever an image may be sent."""
     good = A[0].read_bytes()
@@ -41,7 +41,7 @@ def test_an_image_that_cannot_be_used_is_refused_by_name_and_field(
     assert_problem(service.client.post("/embed", files={"image": data}), status, code)
 
 
-def test_bytes_decide_not_names_nor_content_types(service: Service) -> None:
+def test_bytes_decide_not_names_nor_content_types(service: Application) -> None:
     """A PNG that calls itself text is a PNG, a text that calls itself PNG is none."""
     good, text = A[0].read_bytes(), TEXT.read_bytes()
     right = service.client.post("/embed", files={"image": ("notes.txt", good, "text/plain")})
@@ -51,7 +51,7 @@ def test_bytes_decide_not_names_nor_content_types(service: Service) -> None:
     )
 
 
-def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_so(service: Service) -> None:
+def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_so(service: Application) -> None:
     """By its Content-Length, or by what arrives."""
     limit = 2 * 1_000_000 + 2**20
     large = {"image_a": A[0].read_bytes(), "image_b": bytes(limit)}
@@ -73,7 +73,7 @@ def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_so(service: Ser
     ],
 )
 def test_a_malformed_body_is_a_problem_document(
-    service: Service, content: bytes, content_type: str, status: int
+    service: Application, content: bytes, content_type: str, status: int
 ) -> None:
     """The parser's complaint is the caller's to mend."""
     response = service.client.post("/verify", content=content, headers={"Content-Type": content_type})
@@ -89,7 +89,7 @@ def test_a_malformed_body_is_a_problem_document(
     ],
 )
 def test_a_misspelt_repeated_or_empty_field_is_not_passed_over(
-    service: Service, fields: dict[str, str | list[str]], words: str
+    service: Application, fields: dict[str, str | list[str]], words: str
 ) -> None:
     """A threshold that was meant and ignored would be a wrong verdict."""
     files = {"image_a": A[0].read_bytes(), "image_b": A[1].read_bytes()}

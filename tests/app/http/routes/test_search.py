@@ -1,20 +1,19 @@
 """POST /search: who is found, at which threshold, and among whom."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.files import EVALUATION, drawings
-from tests.service import Serve, Service, assert_problem
+from tests.files import CALIBRATED, EVALUATION, drawings
+from tests.service import Application, InProcess, assert_problem
 
 ANGELIC, KANNADA, TIBETAN = "Angelic/character01", "Kannada/character02", "Tibetan/character03"
 A, B = drawings(ANGELIC), drawings(KANNADA)
 
 
-def test_enrolled_drawings_are_found_by_other_drawings_of_the_character(serve: Serve, trained: Path) -> None:
+def test_enrolled_drawings_are_found_by_other_drawings_of_the_character(in_process: InProcess) -> None:
     """The whole point: a search with an unseen drawing, best first, one entry an identity."""
-    service = serve(trained)
+    service = in_process(CALIBRATED)
     for character in (ANGELIC, KANNADA, TIBETAN):
         assert service.enroll(character.replace("/", ":"), *drawings(character)[:4]).status_code == 201
     right = 0
@@ -31,14 +30,14 @@ def test_enrolled_drawings_are_found_by_other_drawings_of_the_character(serve: S
     assert right >= 4, "of 6 searches; chance alone would give 2"
 
 
-def test_search_and_verify_agree_on_the_distance(service: Service) -> None:
+def test_search_and_verify_agree_on_the_distance(service: Application) -> None:
     """The index is an index, not another opinion."""
     service.enroll("a", A[0], collection="agree")
     found = service.search(A[1], collection="agree").json()["matches"][0]
     assert found["distance"] == pytest.approx(service.verify(A[1], A[0]).json()["distance"], abs=1e-6)
 
 
-def test_the_threshold_of_a_search_decides_verdicts_not_matches(service: Service) -> None:
+def test_the_threshold_of_a_search_decides_verdicts_not_matches(service: Application) -> None:
     """Nobody I know is an answer with matches, none of them similar."""
     service.enroll("a", A[0], collection="strict")
     answer = service.search(A[1], collection="strict", threshold="0").json()
@@ -46,7 +45,7 @@ def test_the_threshold_of_a_search_decides_verdicts_not_matches(service: Service
     assert answer["threshold_source"] == "request"
 
 
-def test_a_filter_restricts_a_search_to_identities_with_that_metadata(service: Service) -> None:
+def test_a_filter_restricts_a_search_to_identities_with_that_metadata(service: Application) -> None:
     """And the numbers of what was searched, which the threshold for a rate follows from."""
     for name, script, path in (("a", "Angelic", A[0]), ("b", "Tibetan", A[1]), ("c", "Tibetan", A[2])):
         about = json.dumps({"script": script, "checked": True})
@@ -76,20 +75,20 @@ def test_a_filter_restricts_a_search_to_identities_with_that_metadata(service: S
         json.dumps({str(n): n for n in range(17)}),
     ],
 )
-def test_a_filter_that_cannot_be_asked_is_refused(service: Service, where: str) -> None:
+def test_a_filter_that_cannot_be_asked_is_refused(service: Application, where: str) -> None:
     """With what is allowed."""
     service.enroll("a", A[0], collection="asked")
     assert_problem(service.search(A[0], collection="asked", filter=where), 422, "invalid_metadata")
 
 
-def test_a_filter_may_ask_for_all_that_it_is_allowed_to(service: Service) -> None:
+def test_a_filter_may_ask_for_all_that_it_is_allowed_to(service: Application) -> None:
     """Sixteen keys of a hundred values each."""
     service.enroll("a", A[0], collection="wide", metadata=json.dumps({str(n): n for n in range(16)}))
     where = {str(n): list(range(100)) for n in range(16)}
     assert service.search(A[0], collection="wide", filter=json.dumps(where)).json()["gallery_size"] == 1
 
 
-def test_top_k_counts_identities(service: Service) -> None:
+def test_top_k_counts_identities(service: Application) -> None:
     """The contract's default is 5."""
     for number, path in enumerate(drawings(KANNADA)):
         service.enroll(f"i{number}", path, collection="many")
@@ -99,10 +98,10 @@ def test_top_k_counts_identities(service: Service) -> None:
     assert_problem(service.search(A[0], collection="many", top_k="0"), 422, "invalid_request")
 
 
-def test_the_threshold_of_a_search_knows_the_gallerys_size(serve: Serve, trained: Path) -> None:
+def test_the_threshold_of_a_search_knows_the_gallerys_size(in_process: InProcess) -> None:
     """The same share of strangers found takes a smaller threshold in a larger gallery, and the answer says what to
     expect."""
-    service = serve(trained)
+    service = in_process(CALIBRATED)
     folders = sorted(EVALUATION.glob("*/*"))
     before = 2.0
     for number, folder in enumerate(folders[:8]):
@@ -120,7 +119,7 @@ def test_the_threshold_of_a_search_knows_the_gallerys_size(serve: Serve, trained
     assert_problem(both, 422, "conflicting_fields")
 
 
-def test_nobody_known_is_an_answer(service: Service) -> None:
+def test_nobody_known_is_an_answer(service: Application) -> None:
     """The nearest are listed all the same, and `identity` is null."""
     service.enroll("a", A[0], collection="nobody")
     known = service.search(A[0], collection="nobody").json()
