@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.files import drawings
-from tests.service import Service, diptych
+from tests.service import Requests, diptych
 
 ANGELIC, KANNADA, TIBETAN = (
     drawings(name) for name in ("Angelic/character01", "Kannada/character02", "Tibetan/character03")
@@ -21,7 +21,7 @@ def kept_files(data: Path) -> list[bytes]:
     return sorted(path.read_bytes() for path in (data / "originals").rglob("*") if path.is_file())
 
 
-def answers(service: Service, **fields: str) -> list[tuple[str, float]]:
+def answers(service: Requests, **fields: str) -> list[tuple[str, float]]:
     """What a search for each of three drawings finds."""
     return [
         (match["identity"], round(match["distance"], 6))
@@ -30,6 +30,6 @@ def answers(service: Service, **fields: str) -> list[tuple[str, float]]:
     ]
 
 
-def enroll_three(service: Service) -> None:
+def enroll_three(service: Requests) -> None:
     for name, images in (("angelic", ANGELIC), ("kannada", KANNADA), ("tibetan", TIBETAN)):
         assert service.enroll(name, *images[:3], metadata=json.dumps({"of": name})).status_code == 201

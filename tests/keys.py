@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from tests.service import Service, diptych
+from tests.service import Requests, diptych
 
 
 def made(data: Path, name: str, *options: str) -> dict[str, str]:
@@ -16,12 +16,12 @@ def made(data: Path, name: str, *options: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {done.stdout.strip()}"}
 
 
-def ask(service: Service, method: str, path: str, **options: Any) -> httpx.Response:
-    """Without any header but those given."""
-    return httpx.request(method, f"{service.client.base_url}{path}", timeout=30, **options)
+def ask(service: Requests, method: str, path: str, **options: Any) -> httpx.Response:
+    """Without the key that `service` sends with its requests."""
+    return service.client.request(method, path, **options)
 
 
-def becomes(service: Service, headers: dict[str, str] | None, status: int) -> bool:
+def becomes(service: Requests, headers: dict[str, str] | None, status: int) -> bool:
     """Whether it answers so within ten seconds."""
     deadline = time.monotonic() + 10
     while ask(service, "GET", "/collections", headers=headers).status_code != status:

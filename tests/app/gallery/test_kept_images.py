@@ -8,19 +8,19 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.characters import ANGELIC, KANNADA, TIBETAN, enroll_three, kept_files
-from tests.service import Serve, assert_problem, wait_for
+from tests.service import InProcess, assert_problem, wait_for
 
 
-def test_images_are_not_kept_unless_asked_for(serve: Serve, tmp_path: Path) -> None:
+def test_images_are_not_kept_unless_asked_for(in_process: InProcess, tmp_path: Path) -> None:
     """Privacy is the default."""
-    service = serve()
+    service = in_process()
     enroll_three(service)
     assert kept_files(tmp_path / "data") == []
 
 
-def test_kept_images_are_what_was_uploaded_and_go_with_their_references(serve: Serve, tmp_path: Path) -> None:
+def test_kept_images_are_what_was_uploaded_and_go_with_their_references(in_process: InProcess, tmp_path: Path) -> None:
     """With a reference, an identity, a collection: within a second, and only the owner can read them meanwhile."""
-    service, data = serve(keep_images="yes"), tmp_path / "data"
+    service, data = in_process(keep_images="yes"), tmp_path / "data"
     enroll_three(service)
     service.enroll("angelic", ANGELIC[0])  # it holds that one
     service.enroll("other", KANNADA[0], KANNADA[0], collection="second")
@@ -35,12 +35,12 @@ def test_kept_images_are_what_was_uploaded_and_go_with_their_references(serve: S
     wait_for(lambda: kept_files(data) == left)
 
 
-def test_an_image_enrolled_again_where_images_are_kept_now_is_kept(serve: Serve, tmp_path: Path) -> None:
+def test_an_image_enrolled_again_where_images_are_kept_now_is_kept(in_process: InProcess, tmp_path: Path) -> None:
     """That is how a gallery becomes one that can change its encoder."""
-    service = serve()
+    service = in_process()
     first = service.enroll("a", ANGELIC[0]).json()["references"]
     service.stop()
-    service = serve(keep_images="yes")
+    service = in_process(keep_images="yes")
     assert service.enroll("a", ANGELIC[0]).json()["references"] == first
     assert kept_files(tmp_path / "data") == [ANGELIC[0].read_bytes()]
 
@@ -67,12 +67,12 @@ def objects(bucket: dict[str, str]) -> int:
 
 
 def test_images_are_kept_in_a_bucket(
-    serve: Serve, bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    in_process: InProcess, bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """And deleted there, with their references; nothing of them is in the data directory."""
     for name, value in bucket.items():
         monkeypatch.setenv(name, value)
-    service = serve(keep_images="s3://kept/diptych")
+    service = in_process(keep_images="s3://kept/diptych")
     enroll_three(service)
     assert objects(bucket) == 9
     assert not (tmp_path / "data" / "originals").exists()
@@ -81,12 +81,12 @@ def test_images_are_kept_in_a_bucket(
 
 
 def test_a_bucket_that_went_away_is_named_until_it_is_back(
-    serve: Serve, bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    in_process: InProcess, bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On /readyz too, for enrolments fail meanwhile; without a restart it is ready again, and leaves no trial there."""
     for name, value in bucket.items():
         monkeypatch.setenv(name, value)
-    service = serve(keep_images="s3://later/diptych")
+    service = in_process(keep_images="s3://later/diptych")
     problem = assert_problem(service.enroll("a", ANGELIC[0]), 503, "storage_unavailable")
     assert "DIPTYCH_KEEP_IMAGES" in problem["detail"]
     assert_problem(service.client.get("/readyz"), 503, "storage_unavailable")
@@ -95,11 +95,13 @@ def test_a_bucket_that_went_away_is_named_until_it_is_back(
     assert httpx.get(f"{bucket['AWS_ENDPOINT_URL']}/later?list-type=2").text.count("<Key>") == 0
 
 
-def test_a_bucket_that_cannot_be_reached_enrolls_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_cannot_be_reached_enrolls_nothing(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """503, and nothing half done."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    service = serve(keep_images="s3://kept/diptych")
+    service = in_process(keep_images="s3://kept/diptych")
     assert_problem(service.enroll("a", ANGELIC[0]), 503, "storage_unavailable")
     assert service.client.get("/collections").json() == {"collections": []}

@@ -9,7 +9,7 @@ import pytest
 from app.http.guard import OPEN, UNLISTED, scope_of
 from tests.files import GOLDEN, drawings
 from tests.keys import ask, becomes, made
-from tests.service import Serve, Service, assert_problem, diptych
+from tests.service import Application, InProcess, Serve, assert_problem, diptych
 
 A = drawings("Angelic/character01")
 
@@ -24,8 +24,17 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "admin": made(data, "boss", "--scope", "admin"),
         "one": made(data, "one", "--scope", "admin", "--collection", "mine"),
     }
-    service = Service(GOLDEN, data)
+    service = Application(GOLDEN, data)
     yield service, keys
+    service.stop()
+
+
+@pytest.fixture(scope="module")
+def open_service(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    service = Application(
+        GOLDEN, tmp_path_factory.mktemp("open") / "data", allowed_hosts="known.example, other.example"
+    )
+    yield service
     service.stop()
 
 
@@ -45,7 +54,7 @@ ORDER = ("verify", "enroll", "admin")
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_every_call_takes_a_key_of_its_scope(keyed: tuple[Service, dict[str, dict[str, str]]], call: str) -> None:
+def test_every_call_takes_a_key_of_its_scope(keyed: tuple[Application, dict[str, dict[str, str]]], call: str) -> None:
     """None: 401. One of a lesser scope: 403. One that suffices gets to the call itself, by either header."""
     service, keys = keyed
     needs, method, path, options = CALLS[call]
@@ -63,7 +72,7 @@ def test_every_call_takes_a_key_of_its_scope(keyed: tuple[Service, dict[str, dic
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/openapi.json"])
-def test_life_and_documentation_take_no_key(keyed: tuple[Service, dict[str, dict[str, str]]], path: str) -> None:
+def test_life_and_documentation_take_no_key(keyed: tuple[Application, dict[str, dict[str, str]]], path: str) -> None:
     """An orchestrator has none, and the documentation is no secret."""
     assert ask(keyed[0], "GET", path).status_code == 200
 
@@ -71,13 +80,13 @@ def test_life_and_documentation_take_no_key(keyed: tuple[Service, dict[str, dict
 @pytest.mark.parametrize(
     "value", ["Bearer", "Bearer x", "Basic x", "Bearer diptych_00000000_" + "A" * 43, "Bearer diptych_\xe4", "x" * 5000]
 )
-def test_a_key_that_was_never_made_is_refused(keyed: tuple[Service, dict[str, dict[str, str]]], value: str) -> None:
+def test_a_key_that_was_never_made_is_refused(keyed: tuple[Application, dict[str, dict[str, str]]], value: str) -> None:
     """Whatever it looks like."""
     headers = {"Authorization": value.encode("latin-1")}
     assert ask(keyed[0], "GET", "/collections", headers=headers).status_code == 401
 
 
-def test_every_endpoint_is_listed_with_the_scope_it_takes(keyed: tuple[Service, dict[str, dict[str, str]]]) -> None:
+def test_every_endpoint_is_listed_with_the_scope_it_takes(keyed: tuple[Application, dict[str, dict[str, str]]]) -> None:
     """One that is forgotten would be for `admin` alone: safe, and surely not meant."""
     paths = ask(keyed[0], "GET", "/openapi.json").json()["paths"]
     calls = [(method.upper(), re.sub(r"{\w+}", "x", path)) for path, methods in paths.items() for method in methods]
@@ -85,7 +94,7 @@ def test_every_endpoint_is_listed_with_the_scope_it_takes(keyed: tuple[Service, 
     assert unlisted == [("DELETE", "/collections/x")]
 
 
-def test_a_true_key_with_another_end_is_refused(keyed: tuple[Service, dict[str, dict[str, str]]]) -> None:
+def test_a_true_key_with_another_end_is_refused(keyed: tuple[Application, dict[str, dict[str, str]]]) -> None:
     """Its public part alone opens nothing."""
     service, keys = keyed
     true = keys["admin"]["Authorization"]
@@ -93,7 +102,7 @@ def test_a_true_key_with_another_end_is_refused(keyed: tuple[Service, dict[str, 
     assert_problem(ask(service, "GET", "/collections", headers={"Authorization": false}), 401, "key_unknown")
 
 
-def test_a_key_may_be_for_one_collection(keyed: tuple[Service, dict[str, dict[str, str]]]) -> None:
+def test_a_key_may_be_for_one_collection(keyed: tuple[Application, dict[str, dict[str, str]]]) -> None:
     """It neither sees nor touches another one, by form or by path."""
     service, keys = keyed
     image = {"images": (A[0].name, A[0].read_bytes())}
@@ -115,7 +124,7 @@ def test_a_key_may_be_for_one_collection(keyed: tuple[Service, dict[str, dict[st
     assert [entry["collection"] for entry in seen] == ["mine"]
 
 
-def test_two_keys_may_use_the_same_idempotency_key(keyed: tuple[Service, dict[str, dict[str, str]]]) -> None:
+def test_two_keys_may_use_the_same_idempotency_key(keyed: tuple[Application, dict[str, dict[str, str]]]) -> None:
     """Neither learns of the other."""
     service, keys = keyed
     image = {"images": (A[0].name, A[0].read_bytes())}
@@ -125,9 +134,9 @@ def test_two_keys_may_use_the_same_idempotency_key(keyed: tuple[Service, dict[st
         assert ask(service, "POST", "/enroll", headers=headers, data=form, files=image).status_code == 201
 
 
-def test_containers_may_call_it_by_name_where_that_is_said(serve: Serve) -> None:
+def test_containers_may_call_it_by_name_where_that_is_said(in_process: InProcess) -> None:
     """With DIPTYCH_ALLOW_NO_KEYS, names without a dot are believed."""
-    service = serve(allow_no_keys="1")
+    service = in_process(allow_no_keys="1")
     assert ask(service, "GET", "/collections", headers={"Host": "diptych:8000"}).status_code == 200
     assert ask(service, "GET", "/collections", headers={"Host": "evil.example"}).status_code == 421
 
@@ -156,7 +165,7 @@ def test_containers_may_call_it_by_name_where_that_is_said(serve: Serve) -> None
     ],
 )
 def test_without_keys_no_web_page_elsewhere_reaches_the_service(
-    open_service: Service, headers: dict[str, str], status: int
+    open_service: Application, headers: dict[str, str], status: int
 ) -> None:
     """By its origin, by what browsers say of it, or by a name that its owner pointed here."""
     answer = ask(open_service, "GET", "/collections", headers=headers)
@@ -164,13 +173,6 @@ def test_without_keys_no_web_page_elsewhere_reaches_the_service(
     if status == 200 and "Sec-Fetch-Mode" not in headers:
         files = {"image": A[0].read_bytes()}
         assert ask(open_service, "POST", "/embed", headers=headers, files=files).status_code == 200
-
-
-@pytest.fixture(scope="module")
-def open_service(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    service = Service(GOLDEN, tmp_path_factory.mktemp("open") / "data", allowed_hosts="known.example, other.example")
-    yield service
-    service.stop()
 
 
 def test_a_proxy_may_serve_it_under_a_path(serve: Serve, tmp_path: Path) -> None:
@@ -189,10 +191,10 @@ def test_a_proxy_may_serve_it_under_a_path(serve: Serve, tmp_path: Path) -> None
     assert "/diptych/openapi.json" in ask(service, "GET", "/docs").text
 
 
-def test_a_web_page_that_is_named_may_ask(serve: Serve, tmp_path: Path) -> None:
+def test_a_web_page_that_is_named_may_ask(in_process: InProcess, tmp_path: Path) -> None:
     """With a key and without; browsers are told so before they send, and no other page is."""
     ours, theirs = {"Origin": "https://shop.example"}, {"Origin": "https://evil.example"}
-    service = serve(data_dir=tmp_path / "data", cors_origins="https://shop.example")
+    service = in_process(data_dir=tmp_path / "data", cors_origins="https://shop.example")
     files = {"image": A[0].read_bytes()}
     for keyed in (False, True):
         asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}

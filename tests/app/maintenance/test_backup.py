@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.characters import ANGELIC, KANNADA, TIBETAN, answers, enroll_three, kept_files, run
-from tests.service import Serve, diptych
+from tests.service import InProcess, diptych
 
 
-def test_a_backup_under_load_holds_everything_acknowledged_before_it(serve: Serve, tmp_path: Path) -> None:
+def test_a_backup_under_load_holds_everything_acknowledged_before_it(in_process: InProcess, tmp_path: Path) -> None:
     """Eight hands enroll and delete meanwhile; restored elsewhere, what was acknowledged before is found."""
-    service = serve(keep_images="yes")
+    service = in_process(keep_images="yes")
     enroll_three(service)
     stop = threading.Event()
 
@@ -35,15 +35,15 @@ def test_a_backup_under_load_holds_everything_acknowledged_before_it(serve: Serv
     again = diptych("backup", tmp_path / "backup", "--data-dir", tmp_path / "data")
     assert again.returncode == 2 and "exists" in again.stderr
     run("restore", tmp_path / "backup", "--data-dir", tmp_path / "restored")
-    other = serve(data_dir=tmp_path / "restored", keep_images="yes")
+    other = in_process(data_dir=tmp_path / "restored", keep_images="yes")
     names = {name for name, _ in answers(other) if not name.startswith("busy")}
     assert names == {"angelic", "kannada", "tibetan"}
     assert set(kept_files(tmp_path / "restored")) >= {path.read_bytes() for path in [*ANGELIC[:3], *KANNADA[:3]]}
 
 
-def test_a_restored_gallery_is_that_of_the_backup(serve: Serve, tmp_path: Path) -> None:
+def test_a_restored_gallery_is_that_of_the_backup(in_process: InProcess, tmp_path: Path) -> None:
     """Not while a service has it open; what was there is moved aside; caches of the later history are not believed."""
-    service, data, backup = serve(), tmp_path / "data", tmp_path / "backup"
+    service, data, backup = in_process(), tmp_path / "data", tmp_path / "backup"
     enroll_three(service)
     expected = answers(service)
     run("backup", backup, "--data-dir", data)
@@ -57,14 +57,13 @@ def test_a_restored_gallery_is_that_of_the_backup(serve: Serve, tmp_path: Path) 
     run("restore", backup, "--data-dir", data, "--replace")
     (aside,) = data.glob("replaced-*")
     assert (aside / "diptych.db").is_file()
-    service.start()
-    assert answers(service) == expected
+    assert answers(in_process()) == expected
 
 
 @pytest.mark.parametrize("harm", ["database", "manifest", "image", "nothing there"])
-def test_a_backup_that_is_not_whole_is_refused(serve: Serve, tmp_path: Path, harm: str) -> None:
+def test_a_backup_that_is_not_whole_is_refused(in_process: InProcess, tmp_path: Path, harm: str) -> None:
     """By name, before anything is replaced."""
-    service, backup = serve(keep_images="yes"), tmp_path / "backup"
+    service, backup = in_process(keep_images="yes"), tmp_path / "backup"
     enroll_three(service)
     run("backup", backup, "--data-dir", tmp_path / "data")
     if harm == "database":

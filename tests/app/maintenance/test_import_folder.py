@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tests.characters import ANGELIC, KANNADA, run
 from tests.files import EVALUATION, GOLDEN
-from tests.service import Serve, diptych
+from tests.service import InProcess, diptych
 
 
-def test_a_folder_tree_is_imported_and_goes_on_where_it_was(serve: Serve, tmp_path: Path) -> None:
+def test_a_folder_tree_is_imported_and_goes_on_where_it_was(in_process: InProcess, tmp_path: Path) -> None:
     """Into the gallery of a service that runs; the second time everything is there already."""
-    service, data = serve(), tmp_path / "data"
+    service, data = in_process(), tmp_path / "data"
     tree = tmp_path / "tree"
     shutil.copytree(EVALUATION / "Angelic", tree / "Angelic")
     (tree / "Angelic" / "character01" / "notes.txt").write_text("no image")

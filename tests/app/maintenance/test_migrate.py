@@ -10,17 +10,17 @@ import pytest
 
 from tests.characters import ANGELIC, KANNADA, answers, enroll_three, run
 from tests.files import CALIBRATED, EVALUATION, GOLDEN
-from tests.service import Serve, diptych, wait_for
+from tests.service import InProcess, diptych, wait_for
 
 
 @pytest.mark.parametrize("where", ["sqlite", "postgresql"])
 def test_a_gallery_moves_to_another_encoder_while_the_old_one_answers(
-    serve: Serve, tmp_path: Path, postgres: Callable[[], str], where: str
+    in_process: InProcess, tmp_path: Path, postgres: Callable[[], str], where: str
 ) -> None:
     """Kept images are embedded anew, the running service changes over by itself, and back again."""
     place = {"database_url": postgres()} if where == "postgresql" else {}
     environment = {f"DIPTYCH_{name.upper()}": value for name, value in place.items()}
-    service = serve(keep_images="yes", **place)
+    service = in_process(keep_images="yes", **place)
     enroll_three(service)
     before, model = answers(service), service.client.get("/checkpoint").json()["model_id"]
     statuses: set[int] = set()
@@ -43,7 +43,7 @@ def test_a_gallery_moves_to_another_encoder_while_the_old_one_answers(
     wait_for(lambda: service.search(ANGELIC[5]).status_code == 200)
     after = answers(service)
     assert {name for name, _ in after} == {name for name, _ in before} and after != before
-    fresh = serve(CALIBRATED, tmp_path / "fresh")
+    fresh = in_process(CALIBRATED, tmp_path / "fresh")
     enroll_three(fresh)
     assert answers(fresh) == after
     assert service.enroll("later", KANNADA[4]).status_code == 201
@@ -61,9 +61,9 @@ def test_a_gallery_moves_to_another_encoder_while_the_old_one_answers(
     assert answers(service) == before
 
 
-def test_without_kept_images_a_migration_says_what_it_needs(serve: Serve, tmp_path: Path) -> None:
+def test_without_kept_images_a_migration_says_what_it_needs(in_process: InProcess, tmp_path: Path) -> None:
     """And takes it: the original files, known by their bytes."""
-    service = serve()
+    service = in_process()
     enroll_three(service)
     service.stop()
     data = tmp_path / "data"
@@ -72,12 +72,12 @@ def test_without_kept_images_a_migration_says_what_it_needs(serve: Serve, tmp_pa
     assert "--images" in refused.stderr and refused.stderr.count("\n") == 1
     out = run("migrate", "--checkpoint", CALIBRATED, "--images", EVALUATION, "--data-dir", data)
     assert "9 images embedded" in out
-    service = serve(CALIBRATED)
+    service = in_process(CALIBRATED)
     assert {name for name, _ in answers(service)} == {"angelic", "kannada", "tibetan"}
 
 
 def test_an_interrupted_migration_goes_on_where_it_was(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_process: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after half of it: the old encoder answers as before, and the same command embeds the other half."""
     from app.checkpoint.encoder import Encoder
@@ -87,7 +87,7 @@ def test_an_interrupted_migration_goes_on_where_it_was(
     from app.gallery.originals import Originals
     from app.maintenance import migrate
 
-    service = serve(keep_images="yes")
+    service = in_process(keep_images="yes")
     enroll_three(service)
     before, data = answers(service), tmp_path / "data"
     monkeypatch.setattr(migrate, "AT_ONCE", 4)
@@ -118,9 +118,9 @@ def test_an_interrupted_migration_goes_on_where_it_was(
     assert "5 images embedded" in run("migrate", "--checkpoint", CALIBRATED, "--data-dir", data)
 
 
-def test_a_kept_image_that_is_damaged_stops_a_migration_by_name(serve: Serve, tmp_path: Path) -> None:
+def test_a_kept_image_that_is_damaged_stops_a_migration_by_name(in_process: InProcess, tmp_path: Path) -> None:
     """Nothing is switched; the reference is named."""
-    service, data = serve(keep_images="yes"), tmp_path / "data"
+    service, data = in_process(keep_images="yes"), tmp_path / "data"
     enroll_three(service)
     expected = answers(service)
     with pysqlite3.connect(data / "diptych.db") as connection:

@@ -7,7 +7,7 @@ import numpy as np
 
 from app.search.weak_spots import Enrolled, look
 from tests.files import CALIBRATED, GOLDEN, drawings
-from tests.service import Serve, diptych
+from tests.service import InProcess, diptych
 
 
 def enrolled(identity: str, angle: float, number: int = 0) -> Enrolled:
@@ -58,9 +58,9 @@ def test_a_gallery_larger_than_a_batch_gives_what_a_loop_over_all_pairs_gives() 
     assert len(found.disagreeing) == 60
 
 
-def test_the_report_finds_what_was_enrolled_by_mistake(serve: Serve, tmp_path: Path) -> None:
+def test_the_report_finds_what_was_enrolled_by_mistake(in_process: InProcess, tmp_path: Path) -> None:
     """The same drawing under two names, while the service runs; nothing is changed by looking."""
-    service = serve(CALIBRATED)
+    service = in_process(CALIBRATED)
     angelic, kannada = drawings("Angelic/character01"), drawings("Kannada/character02")
     service.enroll("angelic", *angelic[:2])
     service.enroll("mistake", angelic[0])
@@ -77,9 +77,9 @@ def test_the_report_finds_what_was_enrolled_by_mistake(serve: Serve, tmp_path: P
     assert service.client.get("/collections").json() == before
 
 
-def test_a_report_on_what_it_cannot_judge_says_why(serve: Serve, tmp_path: Path) -> None:
+def test_a_report_on_what_it_cannot_judge_says_why(in_process: InProcess, tmp_path: Path) -> None:
     """No gallery, no rate, and a gallery of another encoder."""
-    service = serve(GOLDEN)
+    service = in_process(GOLDEN)
     done = diptych("report", "--data-dir", tmp_path / "none")
     assert done.returncode == 2 and "--data-dir" in done.stderr
     assert not (tmp_path / "none").exists()
