@@ -1,14 +1,9 @@
 """Assembly: settings to application, and the life of what it holds."""
 
-import ctypes
-import gc
-import multiprocessing
 import os
-import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -26,15 +21,12 @@ from app.http.middleware import Counted, Outermost, Traced
 from app.http.protocol import Protocol
 from app.http.routes import collections, enroll, search, service, verify
 from app.serving import drain
-from app.serving.resources import Resources, opened
+from app.serving.process import collect_garbage_less_often, end_with_parent, return_freed_memory
+from app.serving.resources import Resources, open_resources
 from app.settings import Settings, read_settings
 
 # What a multipart body holds besides its images.
 OVERHEAD_BYTES = 2**20
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-# Bytes. Smaller ones are kept: the pixels of each ordinary image would otherwise come page by page from the system.
-LARGE_BLOCK, KEPT = 8 * 2**20, 64 * 2**20
 
 
 def create_app(settings: Settings, resources: Resources | None = None) -> FastAPI:
@@ -42,13 +34,11 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        with nullcontext(resources) if resources else opened(settings) as current:
-            current.keeper.serving.encoder.warm_up()
-            current.keeper.start()
-            _settle()
-            current.ready = True
+        with nullcontext(resources) if resources else open_resources(settings) as current:
+            current.start()
+            collect_garbage_less_often()
             try:
-                with drain.announced(current, settings.drain_delay_seconds):
+                with drain.announce_stop(current.draining, settings.drain_delay_seconds):
                     yield {"resources": current}
             finally:
                 current.close()  # here, since a signal ends the process before `run` returns
@@ -99,8 +89,8 @@ def body_limit(settings: Settings, path: str) -> int:
 
 def worker() -> FastAPI:
     """The application of one of several processes, which know their settings from the environment."""
-    _end_with_parent()
-    _give_memory_back()
+    end_with_parent()
+    return_freed_memory()
     settings = read_settings()
     logs.install(settings.log_format, settings.log_level)
     return create_app(settings)
@@ -118,37 +108,12 @@ def _check_address(settings: Settings) -> None:
         ) from None
 
 
-def _end_with_parent() -> None:
-    """Have Linux end this process if its parent is killed, instead of leaving it on the port and the gallery."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():
-        sys.exit("the parent of this worker is gone")  # before it could be noticed
-
-
-def _give_memory_back() -> None:
-    """Have glibc return large blocks to the system as soon as they are free, instead of keeping what the
-    largest images once took. Elsewhere (musl, macOS) there is nothing to set."""
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
-
-
-def _settle() -> None:
-    """Have the garbage collector leave alone what start-up made, and look less often at what requests do."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
-
-
 def run(**given: Any) -> None:
     """Serve until stopped. Raises `UsageError` for settings, checkpoints or galleries that can't be served."""
     settings = read_settings(**given)
     logs.install(settings.log_format, settings.log_level)
     _check_address(settings)
-    _give_memory_back()
+    return_freed_memory()
     how: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
@@ -163,8 +128,8 @@ def run(**given: Any) -> None:
         "forwarded_allow_ips": settings.trusted_proxies,
         "root_path": settings.root_path,
     }
-    with opened(settings) as resources:
-        settings.check_exposure(has_keys=bool(resources.keeper.keyring.by_id))
+    with open_resources(settings) as resources:
+        settings.check_exposure(has_keys=bool(resources.live.keyring.by_id))
         if settings.workers == 1:
             uvicorn.run(create_app(settings, resources), **how)
             return

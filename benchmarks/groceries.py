@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import verdicts
 from training.recipe import Recipe
-from training.run.train import Options, train
+from training.train import RunOptions, train_encoder
 
 HELD, PARTS = 30, ("train", "val", "test")
 RECIPE = Recipe(
@@ -41,7 +41,7 @@ def main(source: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="diptych-bench-") as directory:
         root = Path(directory)
         split(source, root)
-        train(root / "learn", root / "run", RECIPE, Options(despite_lint=True, progress=False))
+        train_encoder(root / "learn", root / "run", RECIPE, RunOptions(despite_lint=True, progress=False))
         for choosing, measuring in ((5, 5), (10, 10)):
             verdicts.main(str(root / "run"), root / "held", choosing, measuring)
 

@@ -18,16 +18,17 @@ import torch
 from app.arrays import Ints
 from training.calibration.pairs import count_pairs
 from training.calibration.rates import equal_error_rates
-from training.data.augment import KINDS, apply, draw
+from training.data.augment import KINDS, apply_moves, draw_moves
 from training.data.batches import Batches
 from training.data.dataset import Dataset, read_dataset
-from training.export import embed
-from training.network.network import Encoder, build, to_float
+from training.network.architecture import architecture_of
+from training.network.backbones import build
+from training.network.encoder import Encoder, embed_with_network, to_float
 from training.recipe import Recipe
-from training.run import fit as loop
-from training.run import health
+from training.run import trainer
+from training.run.experiment import Experiment
+from training.run.health import EpochSums
 from training.run.processes import open_fabric
-from training.run.train import architecture_of
 
 SEEDS, MANY, FEW = 5, 500, 5
 RECIPE = Recipe(image_size=32, channels=1, aspect="pad", augment="lines", width=0.5, epochs=1, identities_per_batch=16)
@@ -37,7 +38,7 @@ STEPS = 400
 class ImageByImage(Batches):
     """What a plain loader does: every image as likely as any other, so most pairs are of the large identity."""
 
-    def draw(self, number: int) -> Ints:
+    def draw_batch(self, number: int) -> Ints:
         rng = np.random.default_rng((self.seed, number, 0))
         of_members = np.concatenate([self.images_of[int(identity)] for identity in self.members])
         return np.sort(rng.choice(of_members, self.balance.size, replace=len(of_members) < self.balance.size))
@@ -49,7 +50,7 @@ def grown(data: Dataset, identity: int) -> Dataset:
     rng = np.random.default_rng(0)
     index = rng.choice(own, MANY)
     images = to_float(torch.from_numpy(data.images_NHWC[index]))
-    moved = apply(images, draw(KINDS["lines"].times(0.5), np.arange(MANY), 1, 1, rng))
+    moved = apply_moves(images, draw_moves(KINDS["lines"].times(0.5), np.arange(MANY), 1, 1, rng))
     pixels = (moved * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return replace(
         data,
@@ -61,7 +62,9 @@ def grown(data: Dataset, identity: int) -> Dataset:
 
 def eer_of(network: Encoder, data: Dataset, identities: Ints) -> float:
     index = data.images_of(identities)
-    counts = count_pairs(embed(network, data.images_NHWC, index), data.identity_N[index], data.group_N[index])
+    counts = count_pairs(
+        embed_with_network(network, data.images_NHWC, index), data.identity_N[index], data.group_N[index]
+    )
     eer, _ = equal_error_rates(counts)
     assert eer is not None
     return eer
@@ -91,17 +94,18 @@ def main(root: Path) -> None:
     )
     print("| --- | --- | --- |")
     for name, (drawings, kind) in ways.items():
-        loop.Batches = kind  # type: ignore[misc]
+        trainer.Batches = kind  # type: ignore[misc]
         eers = []
         for seed in range(SEEDS):
             chosen = recipe.but(seed=seed)
             fabric = open_fabric(chosen)
-            network = build(architecture_of(drawings, drawings.images_of(train), chosen))
-            run = loop.Fit(fabric, network, drawings, train, chosen)
-            run.steps, watch = STEPS, health.Watch(1, chosen)  # one epoch of so many steps
+            architecture = architecture_of(drawings, drawings.images_of(train), chosen)
+            experiment = Experiment(fabric, drawings, {"train": train}, chosen, architecture)
+            run, sums = trainer.Trainer(experiment, build(architecture)), EpochSums(1, chosen)
+            run.steps_per_epoch = STEPS  # one epoch of this many steps
             run.learner.train()
             for number in range(STEPS):
-                run.step(number, watch)
+                run.step(number, sums)
             eers.append(eer_of(run.averaged, even, unseen))
         print(f"| {name} | {mean(eers):.1%} | {min(eers):.1%} to {max(eers):.1%} |", flush=True)
 

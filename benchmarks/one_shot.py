@@ -13,7 +13,7 @@ import numpy as np
 
 from app.checkpoint.matching import distances
 from app.checkpoint.store import load_checkpoint
-from training.evaluate import embed_folder, open_encoder
+from training.embed import embed_folder, open_encoder
 
 
 def one_shot(name_or_directory: str, runs: Path) -> dict[str, float]:

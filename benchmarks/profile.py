@@ -22,7 +22,7 @@ from tqdm import tqdm
 from app.checkpoint.encoder import Encoder
 from app.checkpoint.store import load_checkpoint
 from app.http.protocol import Protocol
-from app.http.routes.forms import VerifyForm, read
+from app.http.routes.forms import VerifyForm, read_form
 from benchmarks import pictures
 from benchmarks.load import wrk
 from benchmarks.service import free_port, serve, start
@@ -65,7 +65,7 @@ def form_app() -> FastAPI:
     app = FastAPI()
 
     @app.post("/verify")
-    async def verify(form: Annotated[VerifyForm, Depends(read(VerifyForm))]) -> Response:
+    async def verify(form: Annotated[VerifyForm, Depends(read_form(VerifyForm))]) -> Response:
         return Response(b"{}")
 
     return app

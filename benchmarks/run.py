@@ -4,9 +4,9 @@
     python -m benchmarks.run FOLDER [--only speed,overload]
 
 FOLDER holds omniglot.zip and omniglot_one_shot_runs.zip for accuracy, camera_jpegs.zip and grocery_store.zip for speed;
-they may be unpacked (`omniglot.zip` or a folder `omniglot`). See RESULTS.md for where they come from. The speed of the
-service is measured with MobileNetV3-Large at 224 pixels, trained for one short epoch here: how well it tells things
-apart does not matter for that, what it costs does.
+they may be unpacked (`omniglot.zip` or a folder `omniglot`). docs/results/index.md says where they come from. The speed
+of the service is measured with MobileNetV3-Large at 224 pixels, trained for one short epoch here: its speed does not
+depend on how well it was trained.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from app.checkpoint.store import load_checkpoint
 from training.calibration.pairs import count_pairs
 from training.calibration.rates import is_supported, threshold_at_fmr
 from training.data.dataset import read_dataset
-from training.evaluate import embed_images, open_encoder
+from training.embed import embed_images, open_encoder
 
 DRAWS = 200
 IMAGES = 5

@@ -24,14 +24,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from training.data import dataset as folders
 from training.data.dataset import Dataset, read_dataset
-from training.data.look import settle
-from training.network.network import build, to_float
+from training.data.survey import complete_recipe
+from training.network.architecture import architecture_of
+from training.network.backbones import build
+from training.network.encoder import to_float
 from training.recipe import Recipe, read_recipe
-from training.run import health
-from training.run.fit import Fit
+from training.run.experiment import Experiment
+from training.run.health import EpochSums
 from training.run.loss import contrastive_loss
 from training.run.processes import open_fabric
-from training.run.train import architecture_of
+from training.run.trainer import Trainer
 
 TURNS, STEPS = 7, 5
 
@@ -41,13 +43,13 @@ def loops(fabric: Fabric, recipe: Recipe, data: Dataset) -> dict[str, Callable[[
     everyone = np.arange(len(data.identities))
     description = architecture_of(data, np.arange(len(data)), recipe)
 
-    ours = Fit(fabric, build(description), data, everyone, recipe)
+    ours = Trainer(Experiment(fabric, data, {"train": everyone}, recipe, description), build(description))
     ours.learner.train()
-    watch, done = health.Watch(1, recipe), [0]
+    sums, done = EpochSums(1, recipe), [0]
 
     def run_ours(steps: int) -> None:
         for _ in range(steps):
-            ours.step(done[0], watch)
+            ours.step(done[0], sums)
             done[0] += 1
 
     def network() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -56,7 +58,7 @@ def loops(fabric: Fabric, recipe: Recipe, data: Dataset) -> dict[str, Callable[[
         return fresh, torch.optim.AdamW(fresh.parameters(), recipe.learning_rate)
 
     bare, bare_optimizer = network()
-    index = ours.batches.draw(0)
+    index = ours.batches.draw_batch(0)
     identity_B = torch.from_numpy(data.identity_N[index])
     resident = to_float(torch.from_numpy(data.images_NHWC[index])).contiguous(memory_format=torch.channels_last)
 
@@ -91,7 +93,7 @@ def loops(fabric: Fabric, recipe: Recipe, data: Dataset) -> dict[str, Callable[[
 
 def compare(recipe: Recipe, root: Path, *, on_disk: bool) -> str:
     fabric = open_fabric(recipe)
-    recipe = settle(root, recipe)
+    recipe = complete_recipe(root, recipe)
     folders.IN_MEMORY_BYTES = 0 if on_disk else 2**40
     started = time.perf_counter()
     data = read_dataset(root, recipe.preprocessing, progress=False)

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from training import train
 from training.data.dataset import image_files
 from training.recipe import Recipe
-from training.run import train as stage
 
 IMAGES, IDENTITIES, EPOCHS = 100_000, 5_000, 5
 RECIPE = Recipe(image_size=64, channels=3, aspect="pad", augment="lines", width=0.1, depth=1, epochs=EPOCHS)
@@ -42,7 +42,7 @@ def watched(*_: Any, **__: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def main(source: Path) -> None:
-    stage.scalars = watched  # type: ignore[assignment]
+    train.scalars = watched  # type: ignore[assignment]
     with tempfile.TemporaryDirectory(prefix="diptych-bench-") as directory:
         root = Path(directory, "data")
         for number, path in zip(range(IMAGES), itertools.cycle(image_files(source)), strict=False):
@@ -51,7 +51,7 @@ def main(source: Path) -> None:
             (folder / f"{number}{path.suffix}").symlink_to(path.resolve())
         print("| when | anonymous memory, MiB | file pages, MiB | peak so far, MiB |\n| --- | --- | --- | --- |")
         show("start")
-        stage.train(root, Path(directory, "out"), RECIPE, stage.Options(despite_lint=True, progress=False))
+        train.train_encoder(root, Path(directory, "out"), RECIPE, train.RunOptions(despite_lint=True, progress=False))
         show("end, with report")
 
 

@@ -22,11 +22,11 @@ from app.checkpoint.matching import fpir
 from app.checkpoint.store import load_checkpoint
 from training.calibration import bootstrap, likelihood, rates
 from training.calibration.calibrate import INTERVALS, Sample, folds
-from training.calibration.claims import RULES, claims, count_claims
-from training.calibration.galleries import spread
+from training.calibration.claims import RULES, count_claims, draw_claims
+from training.calibration.galleries import spread_over_probes
 from training.calibration.pairs import GRID, grid_index
 from training.data.dataset import read_dataset
-from training.evaluate import embed_images, open_encoder
+from training.embed import embed_images, open_encoder
 
 SPLITS, HALVES, SEARCHES, GROUP_SPLITS = 200, 20, 40, 40
 TARGETS = (0.01, 0.001)
@@ -88,8 +88,8 @@ def coverage(sample: Sample, pairs: Pairs, choosing: int, measuring: int) -> Non
                 refused[target] += 1
                 continue
             unit_U = np.arange(measuring)
-            weights = bootstrap.draw(unit_U, seed=seed)
-            resampled = bootstrap.rates(claims(measured.sorted), np.array([threshold]), weights, unit_U)
+            weights = bootstrap.draw_resamples(unit_U, seed=seed)
+            resampled = bootstrap.resample_rates(draw_claims(measured.sorted), np.array([threshold]), weights, unit_U)
             (low,), (high,) = resampled.fmr_interval
             found[target].append((float(low), float(high), fmr(pairs.shares(threshold), rest)))
     print(
@@ -123,7 +123,7 @@ def likelihoods(sample: Sample, identities: int) -> None:
         name = likelihood.choose_fit(folds(learn))
         counts = learn.counts
         llr_G = likelihood.FITS[name](counts)
-        llr_G = np.clip(llr_G, *likelihood.bounds(counts, llr_G))
+        llr_G = np.clip(llr_G, *likelihood.llr_bounds(counts, llr_G))
         cost, least = likelihood.cllr(judge, llr_G), likelihood.cllr_min(judge)
         if cost is not None and least is not None:
             costs.append((name, cost, least))
@@ -192,7 +192,7 @@ def searches(sample: Sample, identities: int) -> None:
             references = sample.embeddings_ND[[int(rng.choice(images)) for images in own]].astype(np.float64)
             square = 2 - 2 * probes.embeddings_ND.astype(np.float64) @ references.T
             nearest = np.sqrt(np.maximum(square.min(axis=1), 0))
-            spread_K, fmr_G = spread(learn.sorted, 1, INTERVALS), learn.counts.fmr_G
+            spread_K, fmr_G = spread_over_probes(learn.sorted, 1, INTERVALS), learn.counts.fmr_G
             model = np.maximum.accumulate(fpir(spread_K.mean_K, spread_K.concentration_K, size))
             threshold = float(np.interp(TARGET_FPIR, model, INTERVALS))
             average = GRID[np.searchsorted(fmr_G, 1 - (1 - TARGET_FPIR) ** (1 / size), side="right") - 1]
@@ -233,8 +233,8 @@ def strangers(sample: Sample, pairs: Pairs) -> None:
             real = fmr(pairs.shares(threshold), unseen)
             row = [real]
             for unit_U in (np.arange(len(measure)), measured.group_U):
-                weights = bootstrap.draw(unit_U, 400, seed)
-                found = bootstrap.rates(claims(measured), np.array([threshold]), weights, unit_U)
+                weights = bootstrap.draw_resamples(unit_U, 400, seed)
+                found = bootstrap.resample_rates(draw_claims(measured), np.array([threshold]), weights, unit_U)
                 (low,), (high,) = found.fmr_interval
                 row += [float(low <= real <= high), float(high / max(low, 1e-9))]
             rows.append(row)

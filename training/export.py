@@ -1,4 +1,4 @@
-"""Trained network to the files that serve: ONNX, safetensors, and the proof that both embed alike."""
+"""Trained network to the files that serve: ONNX, safetensors, and the check that both embed alike."""
 
 import logging
 import platform
@@ -16,12 +16,11 @@ from onnxscript import optimizer
 from safetensors.torch import save
 from torch import Tensor
 
-from app.arrays import Array, EmbeddingsF32, Floats, ImageU8, Ints
+from app.arrays import Array, Floats, ImageU8
 from app.checkpoint.format import (
     CALIBRATION,
     ONNX,
     WEIGHTS,
-    Architecture,
     Checkpoint,
     DatasetFacts,
     Description,
@@ -32,43 +31,34 @@ from app.checkpoint.format import (
 from app.checkpoint.ids import compute_model_id
 from app.checkpoint.store import seal_checkpoint
 from app.errors import TrainingFailed
-from app.image.policy import Preprocessing
 from training.calibration.calibrate import Sample, calibrate
-from training.data.dataset import Dataset, SplitName
-from training.network.network import Encoder
-from training.recipe import Recipe
+from training.data.splits import SplitName
+from training.network.encoder import Encoder, embed_with_network
+from training.run.experiment import Experiment
 
 # The largest difference in distance, between training's network and the exported one, that passes.
 MAX_DRIFT = 1e-4
 PARITY_BATCHES = (1, 8)
 
 
-def write_checkpoint(
-    output: Path,
-    encoder: Encoder,
-    dataset: Dataset,
-    splits: dict[SplitName, Ints],
-    preprocessing: Preprocessing,
-    architecture: Architecture,
-    recipe: Recipe,
-    training: dict[str, Any],
-) -> Checkpoint:
+def write_checkpoint(output: Path, encoder: Encoder, experiment: Experiment, training: dict[str, Any]) -> Checkpoint:
     """Export the trained encoder, choose and measure its thresholds, and seal the checkpoint.
 
-    Thresholds are chosen on the calibration identities and measured on the test identities, by the encoder as
-    it is stored. `training` is what the checkpoint says of the run. Raises `TrainingFailed` if the exported
-    encoder does not embed like the trained one.
+    Thresholds are chosen on the calibration identities and measured on the test identities, with the encoder as it is
+    stored. `training` is what the checkpoint records about the run. Raises `TrainingFailed` if the exported encoder
+    does not embed like the trained one.
     """
-    images = {name: dataset.images_of(identities) for name, identities in splits.items()}
+    dataset, recipe, images = experiment.dataset, experiment.recipe, experiment.images
     round_weights(encoder)
     write_encoder(encoder, dataset.images_NHWC, output)
     runtime = check_parity(encoder, dataset.images_NHWC[images["test"][:512]], output)
 
     def sample(split: SplitName) -> Sample:
-        of = images[split]
-        return Sample(embed(encoder, dataset.images_NHWC, of), dataset.identity_N[of], dataset.group_N[of])
+        index_N = images[split]
+        embeddings_ND = embed_with_network(encoder, dataset.images_NHWC, index_N)
+        return Sample(embeddings_ND, dataset.identity_N[index_N], dataset.group_N[index_N])
 
-    verdicts = calibrate(
+    calibration = calibrate(
         sample("calibration"),
         sample("test"),
         margin=recipe.fixed_margin,
@@ -76,25 +66,28 @@ def write_checkpoint(
         unit=recipe.split_by,
         fingerprint=dataset.fingerprint,
     )
-    np.savez_compressed(output / CALIBRATION, **verdicts.curves)  # type: ignore[arg-type]
+    np.savez_compressed(output / CALIBRATION, **calibration.curves)  # type: ignore[arg-type]
     weights = {name: tensor.numpy() for name, tensor in weights_of(encoder).items()}
     description = Description(
         name=printable(output.name),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        model_id=compute_model_id(weights, architecture, preprocessing),
-        architecture=architecture,
+        model_id=compute_model_id(weights, experiment.architecture, recipe.preprocessing),
+        architecture=experiment.architecture,
         embedding_dim=recipe.embedding_dim,
-        preprocessing=preprocessing,
+        preprocessing=recipe.preprocessing,
         parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         margin=recipe.fixed_margin,
-        **verdicts.fields,
+        **calibration.fields,
         dataset=DatasetFacts(
             fingerprint=dataset.fingerprint,
             identities=len(dataset.identities),
             images=len(dataset),
             skipped=dataset.skipped,
             split_seed=recipe.seed,
-            splits={name: Split(identities=len(splits[name]), images=len(images[name])) for name in splits},
+            splits={
+                name: Split(identities=len(identities), images=len(images[name]))
+                for name, identities in experiment.splits.items()
+            },
         ),
         training=training,
         runtime=runtime,
@@ -110,27 +103,27 @@ def write_checkpoint(
 
 
 def round_weights(encoder: Encoder) -> None:
-    """Round the weights of convolutions and layers to float16, in place, so that half of the bytes store them.
+    """Round the weights of convolutions and linear layers to float16, in place, which halves the files.
 
-    Norms, biases and pixel scaling stay float32: they are few. Raises `TrainingFailed` for a weight that is
-    too large for it (beyond 65,504: a network that has diverged).
+    Norms, biases and pixel scaling are few and stay float32. Raises `TrainingFailed` for a weight beyond 65,504, which
+    float16 can't hold; a network with such a weight has diverged.
     """
     for tensor in encoder.state_dict().values():
-        if _is_stored_small(tensor):
+        if _is_stored_as_float16(tensor):
             rounded = tensor.half()
             if not torch.isfinite(rounded).all():
-                raise TrainingFailed("The weights have grown beyond 65,504: a smaller --learning-rate mends it.")
+                raise TrainingFailed("A weight has grown beyond 65,504. Try a smaller --learning-rate.")
             tensor.copy_(rounded)
 
 
-def _is_stored_small(tensor: Tensor) -> bool:
+def _is_stored_as_float16(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.ndim > 1 and tensor.numel() >= 1024
 
 
 def weights_of(network: Encoder) -> dict[str, Tensor]:
-    """All that decides an embedding, by name, as it is stored. Batch counters of the norms do not."""
+    """Everything that decides an embedding, by name, as it is stored: all tensors but the norms' batch counters."""
     return {
-        name: (tensor.half() if _is_stored_small(tensor) else tensor).detach().contiguous()
+        name: (tensor.half() if _is_stored_as_float16(tensor) else tensor).detach().contiguous()
         for name, tensor in network.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
@@ -145,7 +138,7 @@ def write_encoder(network: Encoder, example_BHWC: ImageU8, directory: Path) -> N
     (directory / WEIGHTS).write_bytes(save(weights_of(network)))
     example = torch.from_numpy(np.ascontiguousarray(example_BHWC[:2]))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The exporter warns of its own internals, not of this network.
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals, not about this network
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             network,
@@ -155,19 +148,19 @@ def write_encoder(network: Encoder, example_BHWC: ImageU8, directory: Path) -> N
             dynamic_shapes={"images_BHWC": {0: torch.export.Dim("N", min=1)}},
             verbose=False,
             dynamo=True,
-            optimize=False,  # It would fold the norms into the weights, which then are no float16 any more.
+            optimize=False,  # It would fold the norms into the weights, which float16 could then not hold exactly.
         )
         if program is None:
-            raise TrainingFailed("PyTorch's exporter gave no ONNX program. The checkpoint was not written.")
+            raise TrainingFailed("PyTorch's exporter returned no ONNX program. The checkpoint was not written.")
         optimizer.fold_constants(program.model)
         optimizer.remove_unused_nodes(program.model)
         model = program.model_proto
-    _store_small(model.graph)
+    _store_as_float16(model.graph)
     onnx.save(model, directory / ONNX)
 
 
-def _store_small(graph: onnx.GraphProto) -> None:
-    """Keep large float32 tensors as float16, each cast back where it is used; the runtime does so once, at start."""
+def _store_as_float16(graph: onnx.GraphProto) -> None:
+    """Store large float32 tensors as float16, with a cast back, which the runtime does once, at start."""
     for tensor in graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if tensor.data_type == onnx.TensorProto.FLOAT and values.ndim > 1 and values.size >= 1024:
@@ -177,25 +170,13 @@ def _store_small(graph: onnx.GraphProto) -> None:
             graph.node.insert(0, onnx.helper.make_node("Cast", [small.name], [name], to=onnx.TensorProto.FLOAT))
 
 
-def embed(network: Encoder, images_NHWC: ImageU8, of: Ints | None = None, batch: int = 256) -> EmbeddingsF32:
-    """Unit embeddings `[N, D]` of all images, or of those that `of` names, by the network itself in float32."""
-    network.eval()
-    index = np.arange(len(images_NHWC)) if of is None else of
-    with torch.inference_mode():
-        parts = [
-            network(torch.from_numpy(images_NHWC[index[start : start + batch]]).to(network.mean.device))
-            for start in range(0, len(index), batch)
-        ]
-    return torch.cat(parts).cpu().numpy()
-
-
 def check_parity(network: Encoder, images_NHWC: ImageU8, directory: Path) -> Runtime:
     """Compare distances of real pairs, network against ONNX Runtime, at batch 1 and 8.
 
     Raises `TrainingFailed` if any of them differs by more than `MAX_DRIFT`.
     """
     session = ort.InferenceSession((directory / ONNX).read_bytes(), providers=["CPUExecutionProvider"])
-    wanted = _all_distances(embed(network, images_NHWC))
+    wanted = _all_distances(embed_with_network(network, images_NHWC))
     drift = 0.0
     for batch in PARITY_BATCHES:
         parts = [
@@ -205,7 +186,7 @@ def check_parity(network: Encoder, images_NHWC: ImageU8, directory: Path) -> Run
         drift = max(drift, float(np.abs(_all_distances(np.concatenate(parts)) - wanted).max()))
     if not drift <= MAX_DRIFT:
         raise TrainingFailed(
-            f"The exported encoder's distances differ by up to {drift:.2e} from the trained one's; "
+            f"The exported encoder's distances differ by up to {drift:.2e} from those of the trained one, and "
             f"{MAX_DRIFT:g} is allowed. The checkpoint was not written."
         )
     return Runtime(

@@ -56,11 +56,8 @@ class Calibration:
     ) -> Threshold:
         """The threshold of one request: the caller's own, that for a target, or the default.
 
-        Raises `ConflictingFields` where both are given, and `NotSupported` where the calibration can't promise the
-        target.
+        Raises `NotSupported` where the calibration can't promise the target.
         """
-        if threshold is not None and target_fmr is not None:
-            raise ConflictingFields("Give `threshold` or `target_fmr`, not both.")
         if threshold is not None:
             return Threshold(threshold, "request")
         if target_fmr is not None:

@@ -14,15 +14,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.database.statements import Statement
 from app.database.tables import DELETED, LIVE, collection, identity, leftover, reference
-from app.errors import IdentityExists, InvalidMetadata, InvalidRequest, UnknownCollection, UnknownIdentity
-
-MAX_METADATA_BYTES = 16 * 1024
+from app.errors import IdentityExists, InvalidRequest, UnknownCollection, UnknownIdentity
+from app.gallery.filters import Filter, matches_filter
+from app.gallery.names import check_metadata_size
 
 # References of a large deleted collection that are deleted together.
 PURGED_AT_ONCE = 5000
-
-# Under each of these keys of the metadata, one of these values.
-Filter = dict[str, list[Any]]
 
 
 def now() -> str:
@@ -143,7 +140,7 @@ def searched(connection: sa.Connection, key: int, where: Filter | None = None) -
     """How many identities with references, and how many references, a search of the collection covers."""
     if where is not None:
         those = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(identity.c.reference_count), 0)).where(
-            identity.c.collection_key == key, identity.c.reference_count > 0, meets(connection, where)
+            identity.c.collection_key == key, identity.c.reference_count > 0, matches_filter(connection, where)
         )
         identities, references = connection.execute(those).one()
         return int(identities), int(references)
@@ -285,36 +282,5 @@ def _merge_metadata(connection: sa.Connection, key: int, new: dict[str, Any]) ->
     """Top-level keys replace; null removes (RFC 7396, one level deep)."""
     old = connection.scalar(sa.select(identity.c.metadata).where(identity.c.key == key)) or {}
     merged = {name: value for name, value in {**old, **new}.items() if value is not None}
-    size = len(json.dumps(merged, ensure_ascii=False).encode())
-    if size > MAX_METADATA_BYTES:
-        raise InvalidMetadata(
-            f"The identity's metadata would take {size:,} bytes; at most {MAX_METADATA_BYTES:,} are allowed."
-        )
+    check_metadata_size(len(json.dumps(merged, ensure_ascii=False).encode()))
     connection.execute(sa.update(identity).where(identity.c.key == key).values(metadata=merged))
-
-
-def meets(connection: sa.Connection, where: Filter) -> sa.ColumnElement[bool]:
-    """The condition on an identity's metadata, as each database puts it."""
-    if connection.dialect.name == "postgresql":
-        metadata = sa.type_coerce(identity.c.metadata, postgresql.JSONB())
-        return sa.and_(
-            sa.true(),
-            *(sa.or_(*(metadata.contains({key: value}) for value in values)) for key, values in where.items()),
-        )
-    conditions: list[sa.ColumnElement[bool]] = [sa.true()]
-    for key, values in where.items():
-        entry = sa.func.json_each(identity.c.metadata).table_valued("key", "value", "type").alias()
-        one_of = sa.or_(*(sa.and_(entry.c.type.in_(_types(v)), entry.c.value == _plain(v)) for v in values))
-        conditions.append(sa.exists(sa.select(1).select_from(entry).where(entry.c.key == key, one_of)))
-    return sa.and_(*conditions)
-
-
-def _types(value: object) -> list[str]:
-    """How SQLite calls the JSON types that may equal the value: true is not 1."""
-    if isinstance(value, bool):
-        return ["true" if value else "false"]
-    return ["text"] if isinstance(value, str) else ["integer", "real"]
-
-
-def _plain(value: object) -> sa.ColumnElement[Any]:
-    return sa.literal(int(value) if isinstance(value, bool) else value)

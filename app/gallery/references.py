@@ -17,7 +17,6 @@ from app.errors import NoReferences, UnknownReference
 from app.gallery import collections as gallery
 from app.gallery import encoders as models
 from app.gallery.encoders import Loaded
-from app.search.weak_spots import Enrolled
 
 # Values in one `IN (...)`; SQLite allows 32,766.
 CHUNK = 1000
@@ -66,6 +65,17 @@ class StoredReferences:
 
     reference_ids: list[str]
     embeddings_RD: EmbeddingsF32
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """A reference: where it stands, and its embedding `[D]`."""
+
+    collection: str
+    identity: str
+    reference_id: str
+    filename: str
+    embedding_D: EmbeddingsF32
 
 
 def enroll(

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import DiptychError, Overloaded, RequestTooLarge, UploadTooSlow
 from app.http.problems import problem
-from app.serving.resources import Resources
+from app.serving.resources import resources_of
 
 # Paths whose requests need the encoder.
 EMBEDDING = {"/verify", "/search", "/embed", "/enroll"}
@@ -47,10 +47,9 @@ class Admission:
             await self.app(scope, receive, send)
             return
         limit = self._limit(path)
-        resources: Resources = scope["state"]["resources"]
         if not said.isdecimal() or int(said) > limit:
             await refuse(_too_large(limit), limit, scope, receive, send)
-        elif path in EMBEDDING and resources.pipeline.is_full:
+        elif path in EMBEDDING and resources_of(scope).pipeline.is_full:
             busy = Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
             await refuse(busy, limit, scope, receive, send)
         else:

@@ -20,7 +20,7 @@ from app.errors import ForeignOrigin, NotAllowed, RequestError, UnknownHost
 from app.gallery.keys import ANYBODY, Caller
 from app.http.admission import path_of, refuse
 from app.http.limits import Limits
-from app.serving.resources import Resources
+from app.serving.resources import resources_of
 
 # For an orchestrator, which has no key, and to read.
 OPEN = re.compile(r"/|/healthz|/readyz|/openapi\.json|/docs|/docs/oauth2-redirect|/static-offline-docs/.*")
@@ -51,11 +51,10 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        resources: Resources = scope["state"]["resources"]
         path = path_of(scope)
         with ExitStack() as turn:
             try:
-                caller = scope["state"]["caller"] = self._let_in(scope, resources)
+                caller = scope["state"]["caller"] = self._let_in(scope)
                 if not OPEN.fullmatch(path):
                     turn.enter_context(self._limits.turn(caller.name or (scope["client"] or ("",))[0]))
             except RequestError as refusal:
@@ -63,18 +62,17 @@ class Guard:
                 return
             await self.app(scope, receive, send)
 
-    def _let_in(self, scope: Scope, resources: Resources) -> Caller:
-        headers = Headers(scope=scope)
-        ring = resources.keeper.keyring
-        if not ring.by_id and resources.settings.is_open:
-            if headers.get("origin") not in resources.settings.cors_origins:
-                settings = resources.settings
+    def _let_in(self, scope: Scope) -> Caller:
+        headers, resources = Headers(scope=scope), resources_of(scope)
+        keyring, settings = resources.live.keyring, resources.settings
+        if not keyring.by_id and settings.is_open:
+            if headers.get("origin") not in settings.cors_origins:
                 check_browser(scope["method"], headers, settings.allowed_hosts, dotless=settings.allow_no_keys)
             return ANYBODY
         path = path_of(scope)
         if scope["method"] in ("GET", "HEAD") and OPEN.fullmatch(path):
             return ANYBODY
-        caller = ring.caller(token_in(headers))
+        caller = keyring.caller(token_in(headers))
         wanted = scope_of(scope["method"], path)
         if not caller.may(wanted):
             raise NotAllowed(f"The key {caller.name!r} may not do this: it takes the scope `{wanted}`.")

@@ -13,7 +13,7 @@ from app.errors import DiptychError, Unavailable
 from app.http import logs
 from app.http.admission import path_of
 from app.http.problems import problem
-from app.serving.resources import Resources
+from app.serving.resources import Resources, resources_of
 from app.serving.tracing import RequestSpan
 
 log = logging.getLogger("uvicorn.error")
@@ -95,7 +95,7 @@ class Counted:
                 sent += len(message.get("body", b""))
             await send(message)
 
-        resources: Resources = scope["state"]["resources"]
+        resources = resources_of(scope)
         resources.metrics.under_way.inc()
         try:
             await self.app(scope, receive, send_and_note)
@@ -145,7 +145,7 @@ class Traced:
             with span.current():
                 await self.app(scope, receive, send_and_note)
         finally:
-            model_id = resources.keeper.serving.model_id
+            model_id = resources.live.checkpoint.model_id
             span.end(route_of(scope), status, state["request_id"], model_id, state.get("problem"))
 
 

@@ -19,6 +19,7 @@ from app.errors import (
     Unavailable,
 )
 from app.http.routes.schemas import Problem
+from app.serving.resources import resources_of
 
 log = logging.getLogger("uvicorn.error")
 
@@ -71,8 +72,8 @@ def _document(
 
 async def _diptych_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, DiptychError)  # noqa: S101  registered for this class alone
-    # `GalleryMoved` knows by the embeddings left behind; where those were forgotten at once, the keeper remembers.
-    if isinstance(error, ModelMismatch) and request.state.resources.keeper.followed:
+    # `GalleryMoved` knows by the embeddings left behind; where those were deleted at once, the live state remembers.
+    if isinstance(error, ModelMismatch) and resources_of(request.scope).live.owns_gallery:
         error = Unavailable("The gallery is moving to another encoder. Try again in a moment.")
     if error.status >= 500 and not isinstance(error, Overloaded):  # of which there are many, and each is an access line
         request_id = request.scope.get("state", {}).get("request_id")

@@ -29,7 +29,7 @@ def settings_of(**given: Any) -> Settings:
 @contextmanager
 def opened(settings: Settings, *, existing: bool = True) -> Iterator[Any]:
     """The gallery that the settings lead to. Raises `UsageError` where there is none, if it has to exist."""
-    from app.serving.loaded import open_database
+    from app.database.open import open_database
 
     if existing and not settings.is_postgresql and not settings.sqlite_path.is_file():
         raise UsageError(f"There is no gallery {settings.sqlite_path}: give its directory with --data-dir.")
@@ -68,8 +68,8 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
     from app.checkpoint.encoder import Encoder
     from app.checkpoint.store import load_checkpoint
     from app.gallery.encoders import Loaded
+    from app.gallery.names import check_name
     from app.gallery.originals import Originals
-    from app.http.routes.schemas import check_name
     from app.maintenance.import_folder import SHOWN, import_folder
     from app.maintenance.import_jsonl import import_export, is_export
 

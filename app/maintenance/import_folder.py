@@ -15,9 +15,9 @@ from app.database.tables import collection, identity, reference
 from app.database.transactions import Database
 from app.errors import InvalidName, UsageError
 from app.gallery.encoders import Loaded
+from app.gallery.names import check_name, printable_filename
 from app.gallery.originals import Originals
 from app.gallery.references import NewReference, enroll_many
-from app.http.routes.schemas import check_name, shown
 from app.image.policy import SERVED_FORMATS
 
 # Images that are committed together: an interruption costs at most so many embeddings.
@@ -75,7 +75,7 @@ def import_folder(
                 elif item.embedding_D is None:
                     done.held += 1
                 else:
-                    new = NewReference(shown(path.name), item.sha256, item.embedding_D, item.original_id)
+                    new = NewReference(printable_filename(path.name), item.sha256, item.embedding_D, item.original_id)
                     by_identity.setdefault(name, []).append(new)
                     done.enrolled += 1
             if by_identity:

@@ -19,7 +19,7 @@ from typing import IO, Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import InvalidMetadata, InvalidName, UsageError
-from app.http.routes.schemas import check_metadata, check_name, shown
+from app.gallery.names import check_metadata, check_name, printable_filename
 
 FORMAT, VERSION = "diptych-gallery", 1
 LONGEST_LINE = 2**30
@@ -49,7 +49,7 @@ class ExportedReference(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     reference_id: str = Field(pattern="^[0-9A-Za-z_-]{1,64}$")
-    filename: Annotated[str, AfterValidator(shown)]
+    filename: Annotated[str, AfterValidator(printable_filename)]
     image_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     created_at: Annotated[str, Field(max_length=64), AfterValidator(_plain)]
     embedding: str

@@ -28,7 +28,7 @@ def keys() -> None:
 def create_key(name: str, scopes: tuple[str, ...], collections: tuple[str, ...], **options: Any) -> None:
     """Make a key and print it, for the only time: only its hash is kept."""
     from app.gallery import keys as ring
-    from app.http.routes.schemas import check_name
+    from app.gallery.names import check_name
 
     wanted = [check_name(collection) for collection in collections]
     settings = settings_of(**options)

@@ -6,11 +6,11 @@ import click
 
 from app.checkpoint.calibration import read_calibration
 from app.checkpoint.store import load_checkpoint
+from app.database.open import open_database
 from app.errors import InvalidRequest, ModelMismatch, NotSupported, UsageError
 from app.gallery.encoders import Loaded
 from app.gallery.references import references_by_collection
 from app.search.weak_spots import MOST, Spot, WeakSpots, look
-from app.serving.loaded import open_database
 from app.settings import read_settings
 
 # Lines that are printed of each kind; `--output` has more.

@@ -18,7 +18,7 @@ from app.database.engines import Engine
 from app.database.statements import Statement
 from app.database.tables import embedding, identity, reference, unpacked
 from app.gallery import collections as gallery
-from app.gallery.collections import Filter, meets
+from app.gallery.filters import Filter, matches_filter
 from app.search.index import GalleryIndex, unlabelled
 from app.search.vectors import TOLERANCE
 
@@ -181,7 +181,7 @@ def find(
     """
     if model_key is None:
         return []
-    condition = None if where is None else meets(connection, where)
+    condition = None if where is None else matches_filter(connection, where)
     reach = expected_reach(connection, collection_key, identities)
     if condition is not None:
         every, those = _meeting(ALL_CANDIDATES, condition), {"model_key": model_key, "collection_key": collection_key}

@@ -12,20 +12,10 @@ from tqdm import tqdm
 
 from app.arrays import EmbeddingsF32, Floats32, Ints
 from app.checkpoint.matching import MAX_DISTANCE, decide, distance
+from app.gallery.references import Enrolled
 
 # Distances compared at a time, and how many pairs of identities are kept at most: the nearest.
 CELLS, MOST = 2**25, 10_000
-
-
-@dataclass(frozen=True)
-class Enrolled:
-    """A reference: where it stands, and its embedding `[D]`."""
-
-    collection: str
-    identity: str
-    reference_id: str
-    filename: str
-    embedding_D: EmbeddingsF32
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""The end: told to stop, the service says that it is not ready, then takes no more, answers what it has, and ends.
+"""The end of a service: at SIGTERM it says that it is not ready, then takes no more requests, answers those it has.
 
-uvicorn does most of it: at SIGTERM it closes the port and idle connections, and waits for the others. What it leaves
-out is the time before: a load balancer asks now and then who is ready, and sends to this service until it has asked
-again.
+uvicorn does most of this: at SIGTERM it closes the port and idle connections, and waits for the other connections. It
+leaves out the time before: a load balancer asks only now and then who is ready, and sends requests here until it has
+asked again.
 """
 
 import asyncio
@@ -16,16 +16,37 @@ from types import FrameType
 
 from uvicorn.supervisors import Multiprocess
 
-from app.serving.resources import Resources
+from app.errors import Unavailable
+from app.serving.readiness import Check, make_check
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
+
+
+class Draining:
+    """Whether the service was told to stop: requests under way are answered, and no more should be sent."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def check(self) -> Iterator[Check]:
+        yield make_check("accepting", self._check)
+
+    def _check(self) -> str:
+        if self.begun:
+            raise Unavailable(
+                "The service is stopping. It still answers the requests that it has; send new ones to another instance."
+            )
+        return "takes requests"
 
 
 class Workers(Multiprocess):
-    """uvicorn's parent of several workers, which would hold the port open, with nobody to answer, until all are gone;
-    and would not pass a second signal on."""
+    """uvicorn's parent of several workers.
+
+    The original keeps the port open until every worker is gone, though nobody would answer there, and does not pass a
+    second signal on.
+    """
 
     def terminate_all(self) -> None:
         super().terminate_all()
@@ -38,18 +59,18 @@ class Workers(Multiprocess):
                 self.signal_queue.clear()
                 for process in self.processes:
                     process.process.terminate()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
         super().join_all()
 
 
 @contextmanager
-def announced(resources: Resources, seconds: float) -> Iterator[None]:
-    """For the life of a service: at SIGTERM /readyz says so, and uvicorn hears of it only `seconds` later.
+def announce_stop(draining: Draining, seconds: float) -> Iterator[None]:
+    """While the service lives: SIGTERM first makes /readyz answer 503, and reaches uvicorn only `seconds` later.
 
-    To be entered inside the event loop, once uvicorn listens to signals. Another signal meanwhile ends the wait.
+    Enter it inside the event loop, after uvicorn has set its signal handlers. A second signal ends the delay.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # as tests run it; signals are for main threads
+        yield  # in tests: only main threads receive signals
         return
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
 
@@ -57,12 +78,12 @@ def announced(resources: Resources, seconds: float) -> Iterator[None]:
         if not callable(before):
             signal.signal(number, before)
             signal.raise_signal(number)
-        elif resources.draining or not seconds:
-            resources.draining = True
+        elif draining.begun or not seconds:
+            draining.begun = True
             before(number, frame)
         else:
-            resources.draining = True
-            log.info("told to stop: not ready from now on, and no connections are taken in %g seconds", seconds)
+            draining.begun = True
+            log.info("told to stop: /readyz answers 503 now, and the port closes in %g seconds", seconds)
             loop.call_soon_threadsafe(loop.call_later, seconds, before, number, frame)
 
     signal.signal(signal.SIGTERM, stop)

@@ -1,4 +1,4 @@
-"""What answers: a checkpoint with its encoder, its calibration, and what finds its embeddings. Replaced as one."""
+"""A checkpoint ready to answer: encoder, calibration, and the index that finds its embeddings. Replaced as a whole."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,48 +11,33 @@ from app.database.postgres import PostgreSQL
 from app.database.sqlite import SQLite
 from app.database.transactions import Database
 from app.errors import DiptychError, ModelMismatch, StorageUnavailable, UsageError
-from app.gallery import encoders as models
-from app.gallery.encoders import Loaded
+from app.gallery.encoders import Loaded, key_of
 from app.search.index import GalleryIndex
 from app.search.nearest import ByFaiss, ByPgvector, Proposer
 from app.settings import Settings
 
 
 @dataclass(frozen=True)
-class Serving:
-    """One checkpoint, ready to answer."""
+class LoadedCheckpoint:
+    """One checkpoint, ready to answer. `gallery_encoder` is how the gallery knows its encoder."""
 
     description: Description
     calibration: Calibration
     encoder: Encoder
     runtime: Runtime
     proposer: Proposer
-    loaded: Loaded
+    gallery_encoder: Loaded
 
     @property
     def model_id(self) -> str:
         return self.description.model_id
 
 
-def open_database(settings: Settings, *, hurried: bool = True) -> Database:
-    """The gallery's database, migrated. Raises `UsageError` where it can't be opened.
+def load_to_serve(name: str, settings: Settings, database: Database) -> LoadedCheckpoint:
+    """Load a checkpoint, by directory or bundled name.
 
-    Commands are not `hurried`: what they ask may take its time.
+    Raises `UsageError` where the checkpoint is refused, or where the settings do not fit it.
     """
-    if settings.is_postgresql:
-        database: Database = PostgreSQL(settings.database_url or "", hurried=hurried)
-    else:
-        database = SQLite(settings.sqlite_path)
-    try:
-        database.migrate()
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def load(name: str, settings: Settings, database: Database) -> Serving:
-    """Load a checkpoint, by directory or bundled name. Raises `UsageError` for what the operator has to mend."""
     checkpoint = load_checkpoint(name)
     calibration = read_calibration(checkpoint)
     if settings.inconclusive_fmr is not None:
@@ -60,17 +45,17 @@ def load(name: str, settings: Settings, database: Database) -> Serving:
             calibration.band(calibration.choose(), settings.inconclusive_fmr)
         except DiptychError as problem:
             raise UsageError(
-                f"DIPTYCH_INCONCLUSIVE_FMR can't be {settings.inconclusive_fmr:g}: {problem.detail}"
+                f"DIPTYCH_INCONCLUSIVE_FMR cannot be {settings.inconclusive_fmr:g}: {problem.detail}"
             ) from None
     encoder = Encoder(checkpoint, settings.encoder_threads, settings.runtime, settings.concurrency)
     where = str(Path(name).resolve()) if Path(name).is_dir() else name
-    return Serving(
+    return LoadedCheckpoint(
         description=checkpoint.description,
         calibration=calibration,
         encoder=encoder,
         runtime=encoder.runtime(),
         proposer=_proposer(database, settings, encoder),
-        loaded=Loaded(encoder.model_id, encoder.embedding_dim, where),
+        gallery_encoder=Loaded(encoder.model_id, encoder.embedding_dim, where),
     )
 
 
@@ -82,14 +67,14 @@ def _proposer(database: Database, settings: Settings, encoder: Encoder) -> Propo
 
 
 def check_gallery(database: Database, loaded: Loaded, checkpoint: str) -> None:
-    """Refuse a gallery that this checkpoint can't be compared with. Raises `UsageError`."""
+    """Raises `UsageError` where the gallery holds embeddings of another encoder, or cannot be read."""
     try:
         with database.read() as connection:
-            models.key_of(connection, loaded)
+            key_of(connection, loaded)
     except ModelMismatch as mismatch:
         raise UsageError(
-            f"The gallery {database.where} can't be served with the checkpoint {checkpoint!r}: {mismatch.detail} "
-            "Or choose another data directory with DIPTYCH_DATA_DIR and enroll anew."
+            f"The gallery {database.where} cannot be served with the checkpoint {checkpoint!r}: {mismatch.detail} "
+            "Or start a new gallery in another data directory (DIPTYCH_DATA_DIR)."
         ) from None
     except StorageUnavailable as problem:
-        raise UsageError(f"The gallery {database.where} can't be read: {problem.detail}") from None
+        raise UsageError(f"The gallery {database.where} cannot be read: {problem.detail}") from None

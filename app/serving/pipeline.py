@@ -1,9 +1,9 @@
-"""Uploads to embeddings: read, decode, embed, with a bound on how many requests do so at once.
+"""Bytes to embeddings: decode and embed, with a bound on how many requests do so at once.
 
     event loop: `turn` ── a place, or `Overloaded` ──> a worker's thread: `embed`, and what else the request needs
 
 A request is handed to a thread once, and that thread does all its work: each further hand-over would wait for the
-interpreter's lock behind the others.
+interpreter's lock behind the other threads.
 """
 
 import asyncio
@@ -18,21 +18,20 @@ import numpy as np
 from app.arrays import EmbeddingsF32, ImageU8
 from app.checkpoint.encoder import Encoder
 from app.errors import ImageError, Overloaded
-from app.http.routes.multipart import Upload
 from app.image.decoder import Decoder
 from app.serving.metrics import Metrics
 from app.settings import Settings
 
-# Images that go through the encoder together; more would cost memory and gain nothing on a CPU.
+# Images that go through the encoder together. More would take memory and gain nothing on a CPU.
 BATCH = 8
 
 Answer = TypeVar("Answer")
 
 
 class Pipeline:
-    """bytes -> image -> embedding, for `concurrency` requests at a time; up to `queue_length` wait their turn.
+    """bytes -> image -> embedding, for `concurrency` requests at a time; up to `queue_length` more wait for their turn.
 
-    The work has threads of its own, so that the memory which an allocator keeps for each thread is bounded too.
+    The work has threads of its own: an allocator keeps memory for each thread, so their number bounds that too.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -46,56 +45,60 @@ class Pipeline:
         )
         self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="embed")
         self._places = settings.concurrency + settings.queue_length
-        self._taken = 0  # of the event loop alone
+        self._taken = 0  # only the event loop changes it
 
     @property
     def taken(self) -> int:
-        """Requests that have a place: those that are being worked on, and those that wait."""
+        """Requests that have a place: being worked on, or waiting."""
         return self._taken
 
     @property
     def is_full(self) -> bool:
-        """Whether a request that came now would be refused."""
+        """Whether a request would be refused now."""
         return self._taken >= self._places
 
     async def turn(self, work: Callable[[], Answer]) -> Answer:
-        """What `work` returns, done by a worker when its turn comes. Raises `Overloaded`, and what `work` raises."""
+        """What `work` returns, called by a worker when its turn comes.
+
+        Raises `Overloaded` where there is no place or the turn does not come in time, and what `work` raises.
+        """
         if self.is_full:
             raise Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
         asked = time.perf_counter()
 
-        def begun() -> Answer:
+        def work_in_turn() -> Answer:
             self._metrics.waited(time.perf_counter() - asked)
             return work()
 
-        given = self._workers.submit(copy_context().run, begun)
-        answer = asyncio.wrap_future(given)
+        submitted = self._workers.submit(copy_context().run, work_in_turn)
+        answer = asyncio.wrap_future(submitted)
         self._taken += 1
         try:
             await asyncio.wait({answer}, timeout=self._settings.queue_seconds)
-            if not answer.done() and given.cancel():
+            if not answer.done() and submitted.cancel():
                 raise Overloaded("The encoder was busy for too long. Try again in a moment.")
-            return await answer  # if its turn has come, what is begun is finished
+            return await answer  # work that has begun is finished
         finally:
             self._taken -= 1
-            # A future that failed knows its error, which knows this frame: without the circle uploads go at once.
-            del given, answer
+            # A future that failed refers to its error, which refers to this frame: break the circle, so that uploads
+            # are freed at once.
+            del submitted, answer
 
-    def embed(self, encoder: Encoder, **uploads: Upload) -> list[EmbeddingsF32]:
-        """Embeddings `[D]` of uploads by field, inside a turn. Raises the first `ImageError`, naming its field."""
-        found: list[EmbeddingsF32] = []
+    def embed(self, encoder: Encoder, **uploads: bytes) -> list[EmbeddingsF32]:
+        """Embeddings `[D]` of uploads by field; call it in a turn. Raises the first `ImageError`, naming its field."""
+        embeddings: list[EmbeddingsF32] = []
         for field, result in zip(uploads, self.embed_each(encoder, list(uploads.values())), strict=True):
             if isinstance(result, ImageError):
                 result.extra.setdefault("field", field)
                 try:
-                    raise _freed(result)
+                    raise _without_frames(result)
                 finally:
-                    del result  # which would know this frame, as this frame knows it
-            found.append(result)
-        return found
+                    del result  # its traceback refers to this frame
+            embeddings.append(result)
+        return embeddings
 
-    def embed_each(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
-        """For each upload its embedding `[D]`, or what is wrong with it; inside a turn."""
+    def embed_each(self, encoder: Encoder, uploads: Sequence[bytes]) -> list[EmbeddingsF32 | ImageError]:
+        """For each upload its embedding `[D]`, or what is wrong with it; call it inside a turn."""
         results: list[EmbeddingsF32 | ImageError] = []
         for start in range(0, len(uploads), BATCH):
             results += self._embed_batch(encoder, uploads[start : start + BATCH])
@@ -104,7 +107,7 @@ class Pipeline:
                 self._metrics.refusals.labels(result.code).inc()
         return results
 
-    def _embed_batch(self, encoder: Encoder, uploads: Sequence[Upload]) -> list[EmbeddingsF32 | ImageError]:
+    def _embed_batch(self, encoder: Encoder, uploads: Sequence[bytes]) -> list[EmbeddingsF32 | ImageError]:
         decoded = []
         for upload in uploads:
             with self._metrics.stage("decode"):
@@ -114,28 +117,27 @@ class Pipeline:
         if images:
             with self._metrics.stage("embed"):
                 embeddings = list(encoder.embed(np.stack(images)))
-        found = iter(embeddings)
-        return [image if isinstance(image, ImageError) else next(found) for image in decoded]
+        embedded = iter(embeddings)
+        return [image if isinstance(image, ImageError) else next(embedded) for image in decoded]
 
-    def _decode(self, encoder: Encoder, upload: Upload) -> ImageU8 | ImageError:
+    def _decode(self, encoder: Encoder, upload: bytes) -> ImageU8 | ImageError:
         try:
             return self._decoder.decode(
-                upload.data,
+                upload,
                 encoder.preprocessing,
                 max_bytes=self._settings.max_image_bytes,
                 max_pixels=self._settings.max_image_pixels,
                 refuse_blank=True,
             )
         except ImageError as problem:
-            return _freed(problem)
+            return _without_frames(problem)
 
     def close(self) -> None:
         self._workers.shutdown(cancel_futures=True)
         self._decoder.close()
 
 
-def _freed(problem: ImageError) -> ImageError:
-    """Without the frames that it went through: they hold the upload, and would be held until the garbage collector
-    comes by."""
+def _without_frames(problem: ImageError) -> ImageError:
+    """The error without the frames that it went through, which would keep the upload until the next collection."""
     problem.__context__ = problem.__cause__ = None
     return problem.with_traceback(None)

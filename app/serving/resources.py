@@ -1,68 +1,102 @@
-"""What a route may ask for, each under one name, so that its signature says what it touches.
-
-They are `async` although they wait for nothing: FastAPI would look up each of the others in a thread. The routes that
-take images ask for `ResourcesDep` alone, since each further one takes FastAPI some 25 microseconds a request.
-"""
+"""What the service holds while it lives: opened together, closed together."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
-from fastapi import Depends, Request
+from starlette.types import Scope
 
+from app.database.open import open_database
 from app.database.transactions import Database
-from app.gallery.keys import Caller
+from app.errors import StorageUnavailable
+from app.gallery import keys
+from app.gallery.collections import sizes
 from app.gallery.originals import Originals
-from app.http.audit import Audit
-from app.serving import loaded as serving
 from app.serving import tracing
-from app.serving.housekeeping import Keeper
-from app.serving.loaded import Serving
+from app.serving.disks import Disks
+from app.serving.drain import Draining
+from app.serving.housekeeping import Housekeeping
+from app.serving.jobs import make_housekeeping
+from app.serving.live import LiveState
+from app.serving.loaded import check_gallery, load_to_serve
 from app.serving.metrics import Metrics
 from app.serving.pipeline import Pipeline
+from app.serving.readiness import Check, run_checks
+from app.serving.served_gallery import KeptImages, ServedGallery
 from app.settings import Settings
 
 
 @dataclass
 class Resources:
-    """What the service holds while it lives."""
+    """Routes do not take it whole: `app.http.routes.dependencies` hands each what its signature names."""
 
     settings: Settings
     pipeline: Pipeline
     database: Database
     originals: Originals
-    keeper: Keeper
+    live: LiveState
+    housekeeping: Housekeeping
     metrics: Metrics
-    ready: bool = False
-    # Told to stop: what is under way is answered, and no more should be sent.
-    draining: bool = False
+    draining: Draining = field(default_factory=Draining)
+
+    def start(self) -> None:
+        """Embed an image, then begin housekeeping. The service is ready."""
+        self.live.warm_up()
+        self.housekeeping.start()
 
     def close(self) -> None:
-        """Finish what is begun, leave snapshots, give the gallery free. Twice is no harm."""
-        self.ready = False
+        """Finish what is under way, write snapshots, release the gallery. A second call does no harm."""
+        self.live.cool_down()
         self.pipeline.close()
-        self.keeper.close()
+        self.housekeeping.close()
         self.database.close()
         if self.metrics.tracing is not None:
             self.metrics.tracing.close()
 
+    def check(self) -> list[Check]:
+        """Whether the service can do its work, looked at now."""
+        gallery, images = ServedGallery(self.database, self.live), KeptImages(self.originals)
+        return run_checks((self.live, self.draining, gallery, images, Disks(self.settings, self.database)))
+
+    def exposition(self) -> bytes:
+        """Every metric as of now. A figure that cannot be read keeps the value that it had."""
+        metrics, checks = self.metrics, self.check()
+        metrics.set_checkpoint(self.live.checkpoint.description)
+        metrics.set_encoder_load(self.settings.concurrency, self.pipeline.taken)
+        metrics.set_checks(checks)
+        metrics.set_tasks(self.housekeeping.failing)
+        metrics.set_free_bytes(Disks(self.settings, self.database).free())
+        metrics.set_drift()
+        if not any(check.name == "gallery" and check.problem for check in checks):
+            with suppress(StorageUnavailable), self.database.read() as connection:
+                metrics.set_gallery_size(*sizes(connection))
+        return metrics.exposition()
+
+
+def resources_of(scope: Scope) -> Resources:
+    """Those that the lifespan put into the state of every request."""
+    resources: Resources = scope["state"]["resources"]
+    return resources
+
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Resources]:
-    """Load the checkpoint and open the gallery. Raises `UsageError` for what the operator has to mend."""
-    database = serving.open_database(settings)
+def open_resources(settings: Settings) -> Iterator[Resources]:
+    """Load the checkpoint and open the gallery. Raises `UsageError` for what the operator has to change."""
+    database = open_database(settings)
     try:
         originals = Originals(settings.data_dir, settings.keep_images, database)
-        current = serving.load(settings.checkpoint, settings, database)
-        serving.check_gallery(database, current.loaded, settings.checkpoint)
-        metrics = Metrics(tracing.opened(settings))
+        checkpoint = load_to_serve(settings.checkpoint, settings, database)
+        check_gallery(database, checkpoint.gallery_encoder, settings.checkpoint)
+        metrics = Metrics(tracing.open_tracing(settings))
+        with database.read() as connection:
+            live = LiveState(checkpoint, keys.keyring(connection))
         resources = Resources(
             settings=settings,
             pipeline=Pipeline(settings, metrics),
             database=database,
             originals=originals,
-            keeper=Keeper(settings, database, originals, current),
+            live=live,
+            housekeeping=make_housekeeping(settings, database, originals, live),
             metrics=metrics,
         )
     except BaseException:
@@ -72,42 +106,3 @@ def opened(settings: Settings) -> Iterator[Resources]:
         yield resources
     finally:
         resources.close()
-
-
-async def _resources(request: Request) -> Resources:
-    resources: Resources = request.state.resources
-    return resources
-
-
-ResourcesDep = Annotated[Resources, Depends(_resources)]
-
-
-async def _caller(request: Request) -> Caller:
-    caller: Caller = request.state.caller
-    return caller
-
-
-CallerDep = Annotated[Caller, Depends(_caller)]
-
-
-async def _audit(request: Request, caller: CallerDep) -> Audit:
-    return Audit(caller.name, request.state.request_id)
-
-
-async def _serving(resources: ResourcesDep) -> Serving:
-    """One for the whole request: another checkpoint may take its place meanwhile."""
-    return resources.keeper.serving
-
-
-async def _database(resources: ResourcesDep) -> Database:
-    return resources.database
-
-
-async def _metrics(resources: ResourcesDep) -> Metrics:
-    return resources.metrics
-
-
-AuditDep = Annotated[Audit, Depends(_audit)]
-ServingDep = Annotated[Serving, Depends(_serving)]
-DatabaseDep = Annotated[Database, Depends(_database)]
-MetricsDep = Annotated[Metrics, Depends(_metrics)]

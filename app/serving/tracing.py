@@ -1,8 +1,8 @@
-"""OpenTelemetry traces, where they are asked for: a span for each request, and in it one for each of its stages.
+"""OpenTelemetry traces, if asked for: a span for each request, and inside it one for each stage.
 
-Spans carry the route as declared, ids, status and code; no path, no name of an identity, nothing of an image. Where
-they go is said by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and its like); without that nothing is
-sent, nor even imported.
+Spans carry the declared route, ids, status and error code; no path, no name of an identity, nothing of an image.
+OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and others) say where they go. Unless
+`DIPTYCH_TRACING` is set, nothing is sent and the exporter is not even imported.
 """
 
 import os
@@ -20,12 +20,12 @@ from app.errors import UsageError
 from app.settings import Settings
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-# What is not yet sent at the end is given up after so long: nobody waits for a collector that is gone.
+# How long the end of the service waits for a collector to take the last spans.
 FLUSH_SECONDS = 3.0
 
 
 class RequestSpan:
-    """The span of one request; what is known only at its end is noted then."""
+    """The span of one request; route and status are noted at its end."""
 
     def __init__(self, tracing: "Tracing", method: str, headers: Headers) -> None:
         parent = TraceContextTextMapPropagator().extract(headers)
@@ -34,7 +34,7 @@ class RequestSpan:
         self.trace_id = f"{self._span.get_span_context().trace_id:032x}"
 
     def current(self) -> AbstractContextManager[object]:
-        """Inside of it stages are its children; in other threads too, if they run in a copy of the context."""
+        """While entered, spans of stages become its children, also in threads that run in a copy of the context."""
         return use_span(self._span, record_exception=False, set_status_on_exception=False)
 
     def end(self, route: str, status: int, request_id: str, model_id: str, code: str | None) -> None:
@@ -55,7 +55,7 @@ class RequestSpan:
 
 
 class Tracing:
-    """Makes spans, and sends them from a thread of its own, in batches."""
+    """Makes spans, and sends them in batches from a thread of its own."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -71,27 +71,27 @@ class Tracing:
             yield
 
     def waited(self, seconds: float) -> None:
-        """A span for a time that is over just now."""
+        """A span for a wait of this many seconds that has just ended."""
         now = time.time_ns()
         self.tracer.start_span("wait", start_time=now - int(1e9 * seconds)).end(now)
 
     def close(self) -> None:
-        """Send what is left, if somebody takes it."""
-        shutdown = getattr(self._provider, "shutdown", None)  # of the SDK, not of the API
+        """Send the last spans, if the collector takes them in time."""
+        shutdown = getattr(self._provider, "shutdown", None)  # only the SDK's provider has it
         if shutdown is not None:
             last = threading.Thread(target=shutdown, name="last-spans", daemon=True)
             last.start()
             last.join(FLUSH_SECONDS)
 
 
-def opened(settings: Settings) -> Tracing | None:
-    """None where no traces are asked for. Raises `UsageError` where they can't be made, or have nowhere to go."""
+def open_tracing(settings: Settings) -> Tracing | None:
+    """None unless traces are asked for. Raises `UsageError` where a package or a collector's address is missing."""
     if not settings.tracing:
         return None
     if not any(os.environ.get(name) for name in ENDPOINTS):
         raise UsageError(
-            f"DIPTYCH_TRACING=1 needs to know where traces go: set {ENDPOINTS[0]} to the address of a collector that "
-            "takes OTLP over HTTP, such as http://127.0.0.1:4318."
+            f"DIPTYCH_TRACING=1 needs a collector: set {ENDPOINTS[0]} to the address of one that takes OTLP over HTTP, "
+            "such as http://127.0.0.1:4318."
         )
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -99,10 +99,12 @@ def opened(settings: Settings) -> Tracing | None:
         from opentelemetry.sdk.trace import TracerProvider as SdkProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        raise UsageError("DIPTYCH_TRACING=1 takes packages that are not installed: make env EXTRAS=tracing.") from None
-    said = {"service.version": version("diptych")}
+        raise UsageError(
+            "DIPTYCH_TRACING=1 needs packages that are not installed. Install them with: make env EXTRAS=tracing"
+        ) from None
+    attributes = {"service.version": version("diptych")}
     if not os.environ.get("OTEL_SERVICE_NAME"):
-        said["service.name"] = "diptych"
-    provider = SdkProvider(resource=Resource.create(said), shutdown_on_exit=False)
+        attributes["service.name"] = "diptych"
+    provider = SdkProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracing(provider)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from app.checkpoint.store import load_checkpoint
-from training.network.network import build
+from training.network.backbones import build
 
 
 def create_app(name: str) -> FastAPI:

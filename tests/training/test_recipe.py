@@ -12,7 +12,7 @@ from app.errors import UsageError
 from tests.files import BACKGROUND
 from tests.service import diptych
 from training.cli import train
-from training.data.look import settle
+from training.data.survey import complete_recipe
 from training.recipe import Recipe, read_recipe
 
 
@@ -80,11 +80,11 @@ def photographs(root: Path, size: tuple[int, int], colour: bool) -> Path:
 
 def test_open_choices_are_read_off_the_images(tmp_path: Path) -> None:
     """Small grey line art; large colour photographs of one shape; what is given stays."""
-    drawings = settle(BACKGROUND, Recipe())
+    drawings = complete_recipe(BACKGROUND, Recipe())
     assert (drawings.channels, drawings.image_size, drawings.aspect, drawings.augment) == (1, 64, "pad", "lines")
-    photos = settle(photographs(tmp_path / "a", (400, 300), colour=True), Recipe())
+    photos = complete_recipe(photographs(tmp_path / "a", (400, 300), colour=True), Recipe())
     assert (photos.channels, photos.image_size, photos.aspect, photos.augment) == (3, 128, "stretch", "photos")
-    grey = settle(photographs(tmp_path / "b", (300, 300), colour=False), Recipe(backbone="resnet18"))
+    grey = complete_recipe(photographs(tmp_path / "b", (300, 300), colour=False), Recipe(backbone="resnet18"))
     assert (grey.channels, grey.image_size, grey.aspect, grey.augment) == (1, 192, "pad", "photos")
     given = Recipe(channels=3, image_size=40, aspect="crop", augment="none")
-    assert settle(BACKGROUND, given) == given
+    assert complete_recipe(BACKGROUND, given) == given

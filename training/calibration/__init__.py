@@ -1,1 +1,1 @@
-"""Labelled embeddings to error rates, thresholds and likelihood ratios: pure functions on arrays."""
+"""Labelled embeddings to pairs, error rates, intervals, likelihood ratios and thresholds: pure functions on arrays."""

@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Rates:
+class ResampledRates:
     """FMR and FNMR of each resample at each threshold, `[B, K]`; NaN where a resample holds no such pairs.
 
     The first row is the sample itself. `too_wide_K`: by how much the FMR of resamples of identities spreads too far.
@@ -63,7 +63,7 @@ class Rates:
         return interval(self.fnmr_BK[1:], self.units)
 
 
-def draw(unit_U: Ints, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+def draw_resamples(unit_U: Ints, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """How often each identity stands in each resample, `[1 + B, U]`; the first row is the sample itself.
 
     Units are drawn with replacement, as many as there are; the identities of a unit come together. Of fewer than `FEW`
@@ -76,7 +76,7 @@ def draw(unit_U: Ints, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     return np.concatenate([np.ones((1, len(unit_U))), drawn[:, place_U]])
 
 
-def rates(claims: Iterable[Claim], thresholds_K: Floats, weight_BU: Floats, unit_U: Ints) -> Rates:
+def resample_rates(claims: Iterable[Claim], thresholds_K: Floats, weight_BU: Floats, unit_U: Ints) -> ResampledRates:
     """Error rates of each resample. A pair of identities weighs w_i * w_j, and none is paired with its own copy.
 
     Nor is a group with its own copy: a pair within a group that was drawn w times weighs w, and pairs within groups
@@ -121,7 +121,7 @@ def rates(claims: Iterable[Claim], thresholds_K: Floats, weight_BU: Floats, unit
         if units == identities >= FEW:
             spread_K = np.nanvar(fmr_BK[1:], axis=0) / dyadic_variance(row_UK, square_K)
             too_wide_K = np.sqrt(np.clip(np.nan_to_num(spread_K, nan=1.0, posinf=3.0, neginf=3.0), 1, 3))
-    return Rates(fmr_BK, fnmr_BK, units, too_wide_K)
+    return ResampledRates(fmr_BK, fnmr_BK, units, too_wide_K)
 
 
 def dyadic_variance(row_UK: Floats, square_K: Floats) -> Floats:

@@ -1,7 +1,7 @@
-"""Labelled embeddings to what a checkpoint says of verdicts: thresholds, rates with intervals, likelihood ratios.
+"""Labelled embeddings to a checkpoint's calibration: thresholds, rates with intervals, likelihood ratios.
 
-Thresholds and likelihood ratios are chosen on calibration identities, rates and their intervals measured on test
-identities; curves for one reference and for several, where the identities have images enough.
+Thresholds and likelihood ratios are chosen on calibration identities. Rates and their intervals are measured on test
+identities. There are curves for one reference, and for several where the identities have enough images.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ from app.checkpoint.curves import ordered_by_references
 from app.checkpoint.format import CalibrationFacts
 from app.checkpoint.ids import compute_calibration_id
 from training.calibration import bootstrap, likelihood, rates
-from training.calibration.claims import claims, count_claims
-from training.calibration.galleries import spread
-from training.calibration.pairs import GRID, Labelled, PairCounts, count_pairs, labelled
+from training.calibration.claims import count_claims, draw_claims
+from training.calibration.galleries import spread_over_probes
+from training.calibration.pairs import GRID, Labelled, PairCounts, count_pairs, sort_by_identity
 from training.calibration.points import TARGETS, Unit, default_threshold, oddities, operating_points, units_of
 
-# Numbers of references that get curves of their own, if half of the identities have one image more.
+# Each of these numbers of references gets its own curves, if half of the identities have at least one image more.
 REFERENCES = range(1, 11)
 FOLDS = 5
-# No more identities than these are looked at, nor images of each: time grows with the square.
+# At most this many identities, and images of each, are used: time grows with the square.
 MANY_IDENTITIES, MANY_IMAGES = 1000, 30
 # `calibration.npz` holds curves over these distances, steps of 0.001; intervals are drawn at every tenth.
 CURVE = slice(None, None, 10)
@@ -41,21 +41,21 @@ class Sample:
 
     @cached_property
     def sorted(self) -> Labelled:
-        """By identity, as pairs are counted."""
-        return labelled(self.embeddings_ND, self.identity_N, self.group_N)
+        """Sorted by identity, the order in which pairs are counted."""
+        return sort_by_identity(self.embeddings_ND, self.identity_N, self.group_N)
 
     @cached_property
     def counts(self) -> PairCounts:
-        """All pairs."""
+        """Counts of all pairs."""
         return count_pairs(self.embeddings_ND, self.identity_N, self.group_N)
 
     def part(self, identities: Ints) -> "Sample":
-        """Some identities only."""
+        """The images of the given identities."""
         return self._of(np.flatnonzero(np.isin(self.identity_N, identities)))
 
     @property
     def small(self) -> "Sample":
-        """At most so many identities, and images of each, drawn at random."""
+        """At most MANY_IDENTITIES identities and MANY_IMAGES images of each, drawn at random."""
         rng = np.random.default_rng(0)
         identities = rng.permutation(np.unique(self.identity_N))[:MANY_IDENTITIES]
         order = rng.permutation(np.flatnonzero(np.isin(self.identity_N, identities)))
@@ -70,7 +70,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a checkpoint says of verdicts: `curves` goes into `calibration.npz`, `fields` into its description."""
+    """`curves` goes into a checkpoint's `calibration.npz`, `fields` into its description."""
 
     curves: Mapping[str, Array]
     fields: dict[str, Any]
@@ -81,26 +81,27 @@ def calibrate(
 ) -> Calibration:
     """Choose thresholds on one sample of identities and measure them on the other.
 
-    `unit` is what was kept out whole, and is resampled for the intervals: identities, or groups of them.
+    `unit` says what is kept whole in one split and resampled for the intervals: identities, or groups of them.
     `fingerprint` names the data set.
     """
     choose, measure = choose.small, measure.small
     chosen, measured = choose.counts, measure.counts
     targets = sorted({*TARGETS, target_fmr}, reverse=True)
     points = operating_points(chosen, measured, measure.sorted, unit, targets)
-    threshold, source, note = default_threshold(points, target_fmr, margin)
+    threshold, source, note = default_threshold(points, target_fmr, margin, chosen.identities)
     fitted = likelihood.choose_fit(folds(choose))
-    named = curves(choose, measure, unit, likelihood.FITS[fitted])
+    named = calibration_curves(choose, measure, unit, likelihood.FITS[fitted])
     eer, same_group_eer = rates.equal_error_rates(measured)
     smallest = rates.supported_from(chosen)
     llr_G = likelihood.FITS[fitted](chosen)
-    low, high = likelihood.bounds(chosen, llr_G)
+    low, high = likelihood.llr_bounds(chosen, llr_G)
     llr_G = np.clip(llr_G, low, high)
     units = len(np.unique(units_of(measure.sorted, unit)))
     few = None
     if units < bootstrap.FEW:
-        few = f"Only {units} {'groups' if unit == 'group' else 'identities'} were measured, so intervals are " + (
-            "wide." if units > 2 else "missing: three at least have any."
+        names = "groups" if unit == "group" else "identities"
+        few = f"Only {units} {names} were measured, so intervals are " + (
+            "wide." if units > 2 else f"missing: they need at least three {names}."
         )
     speaks = likelihood.has_both(chosen) and high > low
     return Calibration(
@@ -134,18 +135,19 @@ def calibrate(
     )
 
 
-def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> Mapping[str, Array]:
+def calibration_curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> Mapping[str, Array]:
     """What `calibration.npz` holds: curves over `distance`, named by rate, population and number of references R.
 
-    `calibration_*_R` chose thresholds, `fmr_all_R` and `fnmr_all_R` were measured on test identities, and `*_low_R`,
-    `*_high_R` are the ends of their 95 % intervals. `llr_R` is the log-likelihood ratio, `*probe_fmr_R` and
-    `*probe_concentration_R` say how the FMR spreads over probes (`app.matching.fpir`). `supported_R`: the smallest
-    distance at which the calibration identities hold enough false matches, and the test identities. NaN: no such pairs.
+    `calibration_*_R` is of the calibration identities, which choose thresholds. `fmr_all_R` and `fnmr_all_R` were
+    measured on test identities; `*_low_R` and `*_high_R` are the ends of their 95 % intervals. `llr_R` is the
+    log-likelihood ratio. `*probe_fmr_R` and `*probe_concentration_R` say how the FMR spreads over probes
+    (`app.checkpoint.matching.fpir`). `supported_R` holds the smallest distances at which the calibration identities
+    and the test identities have enough false matches to promise a rate. NaN stands where there are no such pairs.
     """
     chosen, measured = choose.sorted, measure.sorted
     pairs = (choose.counts, measure.counts)
     unit_U = units_of(measured, unit)
-    weights = bootstrap.draw(unit_U)
+    weights = bootstrap.draw_resamples(unit_U)
     named: dict[str, Floats] = {"distance": GRID[CURVE]}
     if pairs[1].same_group_count_G.any():
         named["fmr_same_group_1"] = pairs[1].same_group_fmr_G[CURVE]
@@ -158,15 +160,17 @@ def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> 
             fmr, fnmr = f"{prefix}fmr_all_{references}", f"{prefix}fnmr_all_{references}"
             named[fmr] = counts.fmr_G[CURVE] if counts.impostor_count_G.any() else unknown
             named[fnmr] = counts.fnmr_G[CURVE] if counts.genuine_count_G.any() else unknown
-        ends = bootstrap.rates(claims(measured, references), INTERVALS, weights, unit_U)
+        ends = bootstrap.resample_rates(draw_claims(measured, references), INTERVALS, weights, unit_U)
         for rate, (low, high) in (("fmr", ends.fmr_interval), ("fnmr", ends.fnmr_interval)):
-            own = named[f"{rate}_all_{references}"]  # between two points of the coarser grid, too, it lies inside
-            named[f"{rate}_low_{references}"] = np.minimum(np.interp(GRID[CURVE], INTERVALS, low), own)
-            named[f"{rate}_high_{references}"] = np.maximum(np.interp(GRID[CURVE], INTERVALS, high), own)
+            rate_G = named[
+                f"{rate}_all_{references}"
+            ]  # so that it lies inside the interval between two points of the coarser grid, too
+            named[f"{rate}_low_{references}"] = np.minimum(np.interp(GRID[CURVE], INTERVALS, low), rate_G)
+            named[f"{rate}_high_{references}"] = np.maximum(np.interp(GRID[CURVE], INTERVALS, high), rate_G)
         llr_G = fit(by)
-        named[f"llr_{references}"] = np.clip(llr_G, *likelihood.bounds(by, llr_G))[CURVE]
+        named[f"llr_{references}"] = np.clip(llr_G, *likelihood.llr_bounds(by, llr_G))[CURVE]
         for prefix, data in (("calibration_", chosen), ("", measured)):
-            probes = spread(data, references, INTERVALS)
+            probes = spread_over_probes(data, references, INTERVALS)
             named[f"{prefix}probe_fmr_{references}"] = np.interp(GRID[CURVE], INTERVALS, probes.mean_K)
             named[f"{prefix}probe_concentration_{references}"] = np.exp(
                 np.interp(GRID[CURVE], INTERVALS, np.log(probes.concentration_K))
@@ -177,7 +181,7 @@ def curves(choose: Sample, measure: Sample, unit: Unit, fit: likelihood.Fit) -> 
 
 
 def folds(sample: Sample, seed: int = 0) -> list[tuple[PairCounts, PairCounts]]:
-    """Fifths of the identities: pairs of the others to fit on, and pairs of its own to judge by."""
+    """Fifths of the identities. Of each: the pairs of the other identities, to fit on, and its own, to judge by."""
     identities = np.unique(sample.identity_N)
     order = np.random.default_rng(seed).permutation(identities)
     parts = [order[fold::FOLDS] for fold in range(FOLDS)]

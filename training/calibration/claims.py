@@ -34,7 +34,7 @@ class Claim:
     position_of_other: Ints
 
 
-def claims(data: Labelled, references: int = 1, rule: Rule = "nearest", seed: int = 0) -> Iterator[Claim]:
+def draw_claims(data: Labelled, references: int = 1, rule: Rule = "nearest", seed: int = 0) -> Iterator[Claim]:
     """Every identity is claimed by every probe, `references` of its images being enrolled.
 
     They are drawn at random, each image for one set at most. Identities with too few images are claimed by nobody, but
@@ -76,7 +76,7 @@ def count_claims(data: Labelled, references: int, rule: Rule = "nearest", seed: 
     genuine_weight, impostor_weight = np.zeros(size), np.zeros(size)
     genuine, impostor = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     closest_UU = np.full((len(data.sizes_U), len(data.sizes_U)), np.inf)
-    for claim in claims(data, references, rule, seed):
+    for claim in draw_claims(data, references, rule, seed):
         own = np.bincount(grid_index(claim.own), minlength=size)
         genuine += own
         genuine_weight += own / max(1, claim.own.size)

@@ -13,7 +13,7 @@ import numpy as np
 
 from app.arrays import Floats
 from app.checkpoint.matching import fpir
-from training.calibration.claims import claims
+from training.calibration.claims import draw_claims
 from training.calibration.pairs import STEPS, Labelled, grid_index
 
 # a + b of the beta distribution: far below, a probe matches all or nobody; far above, all probes are alike.
@@ -28,14 +28,14 @@ class Spread:
     concentration_K: Floats
 
 
-def spread(data: Labelled, references: int, thresholds_K: Floats) -> Spread:
+def spread_over_probes(data: Labelled, references: int, thresholds_K: Floats) -> Spread:
     """Measure every probe against every identity but its own, `references` of whose images are enrolled."""
     bin_of_G = np.searchsorted(grid_index(thresholds_K), np.arange(STEPS + 1))
     size, images = len(thresholds_K), len(data.embeddings_ND)
     position_N = data.position_N
     expected, nobody = np.zeros((images, size)), np.ones((images, size))
     searched = np.zeros(images)
-    for claim in claims(data, references):
+    for claim in draw_claims(data, references):
         if not claim.others.size:
             continue
         other_N = position_N != claim.position

@@ -149,7 +149,7 @@ def choose_fit(folds: Sequence[tuple[PairCounts, PairCounts]]) -> str:
 FITS: dict[str, Fit] = {"logistic": logistic, "bent": bent}
 
 
-def bounds(counts: PairCounts, llr_G: Floats) -> tuple[float, float]:
+def llr_bounds(counts: PairCounts, llr_G: Floats) -> tuple[float, float]:
     """The lowest and highest log-likelihood ratio that the sample supports.
 
     Beyond them, with one more misleading pair of each kind in the sample, the ratios would decide worse than none:

@@ -114,7 +114,7 @@ class Labelled:
                 yield Rows(position, own[np.triu_indices(len(own), 1, own.shape[1])], distance[:, span.stop - first :])
 
 
-def labelled(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -> Labelled:
+def sort_by_identity(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -> Labelled:
     """Sort a labelled set by identity. Each identity belongs to one group."""
     order = np.argsort(identity_N, kind="stable")
     names, starts, sizes = np.unique(identity_N[order], return_index=True, return_counts=True)
@@ -126,7 +126,7 @@ def count_pairs(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -
 
     Groups matter only if there are several; `same_group` stays empty otherwise.
     """
-    sorted_set = labelled(embeddings_ND, identity_N, group_N)
+    sorted_set = sort_by_identity(embeddings_ND, identity_N, group_N)
     starts, sizes, group_U = sorted_set.starts_U, sorted_set.sizes_U, sorted_set.group_U
     grouped = len(np.unique(group_U)) > 1
     share_N, group_of_N = 1.0 / np.repeat(sizes, sizes), np.repeat(group_U, sizes)

@@ -57,8 +57,8 @@ def verification_accuracy(counts: PairCounts) -> float | None:
     return float(1 - ((counts.fmr_G + counts.fnmr_G) / 2).min())
 
 
-def contrastive_loss(counts: PairCounts, margin: float) -> float:
-    """The loss of `training.loss` over all pairs counted, impostor term averaged over all impostor pairs."""
+def mean_contrastive_loss(counts: PairCounts, margin: float) -> float:
+    """The loss of `training.run.loss` over all pairs counted; the impostor term is averaged over all impostor pairs."""
     genuine = (counts.genuine_weight_G * GRID**2).sum() / 2
     impostor = (counts.impostor_weight_G * np.maximum(0, margin - GRID) ** 2).sum() / 2
     return float(genuine + impostor)

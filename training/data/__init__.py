@@ -1,1 +1,1 @@
-"""A folder to batches of images."""
+"""A folder to batches of images: decoding, splits, lint, survey, augmentation."""

@@ -3,8 +3,8 @@
 Turning all images of an identity alike makes another identity of it (a turned character is another
 character); moving each image on its own teaches what does not matter.
 
-What happens to an image is drawn first (`draw`: a function of seed and batch number, on the CPU) and done
-after (`apply`, on whatever device the images are): move and bend in one resampling, then colour, blur, JPEG.
+What happens to an image is drawn first (`draw_moves`: a function of seed and batch number, on the CPU) and done
+after (`apply_moves`, on the device that holds the images): move and bend in one resampling, then colour, blur, JPEG.
 """
 
 import io
@@ -108,7 +108,7 @@ class Moves:
         return Moves(**parts)
 
 
-def draw(how: Augmentation, group_P: Ints, images: int, channels: int, rng: np.random.Generator) -> Moves:
+def draw_moves(how: Augmentation, group_P: Ints, images: int, channels: int, rng: np.random.Generator) -> Moves:
     """What happens to a batch of P identities x `images` images; `group_P` is the group of each identity.
 
     The identities of a group are turned and mirrored alike: a turned alphabet is another alphabet, in which all
@@ -170,7 +170,7 @@ def _colours(contrast: Tensor, brightness: Tensor, saturation: Tensor, hue: Tens
     return torch.cat([matrix, offset], dim=2)
 
 
-def apply(images_BCHW: Tensor, moves: Moves) -> Tensor:
+def apply_moves(images_BCHW: Tensor, moves: Moves) -> Tensor:
     """Changed copies of float images in [0, 1]."""
     height, width = images_BCHW.shape[-2:]
     grid = _affine_grid(moves.affine_B23, height, width)

@@ -40,11 +40,11 @@ class Batches:
         order = np.argsort(identity_N, kind="stable")
         names, starts = np.unique(identity_N[order], return_index=True)
         images = np.split(order, starts[1:])
-        self.images_of = {int(name): own for name, own in zip(names, images, strict=True)}
+        self.images_of = dict(zip(names.tolist(), images, strict=True))
         groups = group_of_identity[members]
         self.members_of = [members[groups == group] for group in np.unique(groups)]
 
-    def draw(self, number: int) -> Ints:
+    def draw_batch(self, number: int) -> Ints:
         """Image indices `[P * K]` of one batch, identity after identity.
 
         An identity with fewer than K images repeats some: its copies differ by augmentation alone. With
@@ -59,10 +59,12 @@ class Batches:
         close = rng.permutation(neighbours)[:near]
         others = rng.permutation(np.setdiff1d(members, close, assume_unique=True))[: count - len(close)]
         identities = (*close, *others)
-        return np.concatenate([_draw(self.images_of[int(identity)], balance.images, rng) for identity in identities])
+        return np.concatenate(
+            [_draw_images(self.images_of[int(identity)], balance.images, rng) for identity in identities]
+        )
 
 
-def _draw(images: Ints, count: int, rng: np.random.Generator) -> Ints:
+def _draw_images(images: Ints, count: int, rng: np.random.Generator) -> Ints:
     if len(images) >= count:
         return rng.choice(images, size=count, replace=False)
     return np.concatenate([images, rng.choice(images, size=count - len(images), replace=True)])

@@ -1,36 +1,36 @@
-"""A folder of labelled images to identities, and identities to disjoint splits."""
+"""A folder of labelled images to decoded images, identities and groups."""
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from app.arrays import ImageU8, Ints
 from app.errors import ImageError, UsageError
 from app.image.policy import FOLDER_FORMATS, Preprocessing, decode
+from app.progress import progress_bar
 
-SplitName = Literal["train", "calibration", "test"]
-# Decoded pixels beyond this live in a file that the kernel pages in and out.
+# More decoded pixels than this live in a file, which the kernel pages in and out.
 IN_MEMORY_BYTES = 2**30
-# One's own files, however large: a scan may well exceed what a stranger may upload.
+# Files on this machine may be larger than uploads: a scan often is.
 MAX_BYTES = 2**30
-MAX_PIXELS = 178_956_970  # beyond it Pillow refuses by itself
+MAX_PIXELS = 178_956_970  # Pillow's own limit
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Decoded images, each with its identity; identities are sorted by name.
 
-    `identity_N` indexes `identities`, and so does `group_of_identity` to `groups`.
+    `identity_N` indexes `identities`, and `group_of_identity` indexes `groups`. Paths are relative to `root`.
     """
 
+    root: Path
     images_NHWC: ImageU8
     identity_N: Ints
     paths: list[str]
@@ -46,7 +46,7 @@ class Dataset:
 
     @property
     def skipped(self) -> int:
-        """Files that are no images."""
+        """Number of files that are not images."""
         return len(self.unreadable)
 
     @property
@@ -57,14 +57,23 @@ class Dataset:
         """Indices of all images of the given identities."""
         return np.flatnonzero(np.isin(self.identity_N, identities))
 
+    def refuse_flat_folder(self, least: int) -> None:
+        """Raises `UsageError` where all images lie in the root itself; `least` is the number of folders needed."""
+        if self.identities == ["."]:
+            name = Path(self.paths[0]).name
+            raise UsageError(
+                f"{self.root} holds images but no folders of images. Put the images of each product, person or "
+                f"character in a folder of its own (such as {self.root / 'mug' / name}); at least {least} folders."
+            )
+
 
 def image_files(root: Path, *, hidden: bool = False) -> list[Path]:
-    """Every file below `root`, sorted, hidden ones on request. Whether it is an image, its bytes will say.
+    """Every file below `root`, sorted, images or not; hidden ones on request.
 
     Links to folders are followed, each folder once. Raises `UsageError` for a folder that can't be read.
     """
     if not root.is_dir():
-        raise UsageError(f"{root} is no folder. Give a folder tree with one folder of images per identity.")
+        raise UsageError(f"{root} is not a folder. Give a folder tree with one folder of images per identity.")
 
     def refuse(problem: OSError) -> None:
         raise UsageError(f"The folder {problem.filename} can't be read: {problem.strerror}.")
@@ -83,13 +92,13 @@ def image_files(root: Path, *, hidden: bool = False) -> list[Path]:
 
 
 def decode_file(path: Path, to: Preprocessing) -> tuple[ImageU8, str] | None:
-    """Pixels and sha256 of a file's bytes, by the policy that serves; None for what is no image."""
+    """Pixels, decoded as the service does, and sha256 of the file's bytes; None if the file is not an image."""
     try:
         if path.stat().st_size > MAX_BYTES:
             return None
         data = path.read_bytes()
         pixels = decode(data, to, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS, formats=FOLDER_FORMATS)
-    except (ImageError, OSError, ValueError):  # ValueError: a path that can't be one
+    except (ImageError, OSError, ValueError):  # ValueError: a null byte in the path
         return None
     return pixels, hashlib.sha256(data).hexdigest()
 
@@ -97,24 +106,22 @@ def decode_file(path: Path, to: Preprocessing) -> tuple[ImageU8, str] | None:
 def decode_files(
     paths: Sequence[Path], to: Preprocessing, *, progress: bool = True
 ) -> Iterator[tuple[Path, tuple[ImageU8, str] | None]]:
-    """Decode many files on all cores, in order; only a few hundred are in memory at a time."""
+    """Decode many files on all cores, in order. At most a few hundred are in memory at a time."""
 
-    def one(path: Path) -> tuple[Path, tuple[ImageU8, str] | None]:
-        return path, decode_file(path, to)
-
-    with ThreadPoolExecutor() as pool, tqdm(total=len(paths), unit="img", disable=not progress) as bar:
-        bar.set_description("decoding")
+    bar = progress_bar("decoding", "files", len(paths), enabled=progress)
+    with ThreadPoolExecutor() as pool, bar:
         for start in range(0, len(paths), 256):
-            for result in pool.map(one, paths[start : start + 256]):
+            block = paths[start : start + 256]
+            for path, decoded in zip(block, pool.map(decode_file, block, repeat(to)), strict=False):
                 bar.update()
-                yield result
+                yield path, decoded
 
 
 def read_dataset(root: Path, to: Preprocessing, *, progress: bool = True) -> Dataset:
     """Decode the folder tree: every folder that directly holds images is one identity.
 
-    An identity is named by its path relative to `root`, its group by its parent folder's. Files that are
-    no images are skipped and counted. Raises `UsageError` if there is no image at all.
+    An identity is named by its path relative to `root`, its group by that of its parent folder. Files that are not
+    images are skipped and counted. Raises `UsageError` if there is no image, or a folder can't be read.
     """
     files = image_files(root)
     images_NHWC = _pixel_store(len(files), to)
@@ -133,12 +140,13 @@ def read_dataset(root: Path, to: Preprocessing, *, progress: bool = True) -> Dat
         kept.append(relative)
         sha256_N.append(sha256)
     if not kept:
-        raise UsageError(f"{root} holds no image. Give a folder tree with one folder of images per identity.")
+        raise UsageError(f"{root} holds no images. Give a folder tree with one folder of images per identity.")
     identities = sorted({path.parent.as_posix() for path in kept})
     number = {name: index for index, name in enumerate(identities)}
     groups = sorted({Path(name).parent.as_posix() for name in identities})
     place = {name: index for index, name in enumerate(groups)}
     return Dataset(
+        root=root,
         images_NHWC=images_NHWC[: len(kept)],
         identity_N=np.array([number[path.parent.as_posix()] for path in kept], dtype=np.int64),
         paths=[path.as_posix() for path in kept],
@@ -157,69 +165,21 @@ def _pixel_store(count: int, to: Preprocessing) -> ImageU8:
         return np.empty(shape, dtype=np.uint8)
     # Unlinked at once: the mapping keeps the space until the process ends, however it ends.
     with tempfile.NamedTemporaryFile(prefix="diptych-pixels-") as file:
-        # a disk without room must say so now, not kill the process when a page is touched
+        # a full disk must be reported now, not kill the process when a page is touched
         os.posix_fallocate(file.fileno(), 0, int(np.prod(shape, dtype=np.int64)))
         return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
-
-
-def split_identities(
-    dataset: Dataset,
-    *,
-    calibration: float,
-    test: float,
-    by: Literal["identity", "group"],
-    seed: int,
-) -> dict[SplitName, Ints]:
-    """Identities of the three splits, disjoint, as sorted indices; the same for the same seed and names.
-
-    `calibration` and `test` are shares of the identities (or of the groups, which then stay whole).
-    Raises `UsageError` where a split would hold fewer than two identities.
-    """
-    count = len(dataset.identities) if by == "identity" else len(dataset.groups)
-    if by == "group" and count < 3:
-        raise UsageError(
-            f"There are {count} groups (folders of identities), and --split-by group needs three at least: one to "
-            "train, one to choose the threshold, one to measure it. Use --split-by identity."
-        )
-    order = np.random.default_rng(seed).permutation(count)
-    n_calibration, n_test = max(1, round(count * calibration)), max(1, round(count * test))
-    parts = {
-        "calibration": order[:n_calibration],
-        "test": order[n_calibration : n_calibration + n_test],
-        "train": order[n_calibration + n_test :],
-    }
-    member: Callable[[Ints], Ints]
-    if by == "identity":
-        member = np.sort
-    else:
-
-        def member(groups: Ints) -> Ints:
-            return np.flatnonzero(np.isin(dataset.group_of_identity, groups))
-
-    splits: dict[SplitName, Ints] = {
-        "train": member(parts["train"]),
-        "calibration": member(parts["calibration"]),
-        "test": member(parts["test"]),
-    }
-    for name, identities in splits.items():
-        if len(identities) < 2:
-            raise UsageError(
-                f"The {name} split would hold {len(identities)} of {len(dataset.identities)} identities; each "
-                "needs two at least. Add identities (folders), or change --calibration-share and --test-share."
-            )
-    return splits
 
 
 def check_new(path: Path, data: Path) -> None:
     """Raises `UsageError` if `path` holds something, or lies among the images of `data`, where it would join them."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"{path} exists and is not empty. Give a new directory, so that nothing is lost.")
+        raise UsageError(f"{path} exists and is not empty. Give a new directory.")
     if path.resolve().is_relative_to(data.resolve()):
-        raise UsageError(f"{path} lies in {data}, where its pictures would count as images. Give another directory.")
+        raise UsageError(f"{path} lies in {data}, so its pictures would count as images. Give another directory.")
 
 
 def new_directory(path: Path, data: Path) -> None:
-    """Make the directory of a new checkpoint, outside of the images. Raises `UsageError` if it can't be."""
+    """Make the directory of a new checkpoint, outside the images. Raises `UsageError` if it can't be used."""
     check_new(path, data)
     try:
         path.mkdir(parents=True, exist_ok=True)

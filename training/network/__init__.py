@@ -1,1 +1,1 @@
-"""The encoder."""
+"""The encoder: base class and head, backbones, architecture, where its weights come from."""

@@ -1,4 +1,4 @@
-"""Where an encoder starts: torchvision's weights, a file of them, or a checkpoint of Diptych."""
+"""The weights that training starts from: torchvision's, a file, or a Diptych checkpoint."""
 
 import warnings
 from pathlib import Path
@@ -12,26 +12,28 @@ from app.checkpoint.format import Checkpoint
 from app.checkpoint.store import BUNDLED, load_checkpoint
 from app.errors import UsageError
 from training.data.dataset import Dataset
-from training.network.network import Encoder
+from training.network.encoder import Encoder
 from training.recipe import Recipe
 
 PRETRAINED = "pretrained"
-# What torchvision's weights were trained with (its documentation, "ImageNet statistics").
+# The scaling that torchvision's weights were trained with.
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def check_weights(recipe: Recipe) -> None:
-    """Raises `UsageError` for weights that can't be there, before the images are read."""
+    """Raises `UsageError` for weights that don't exist, before the images are read."""
     source = recipe.weights
     if source == PRETRAINED and recipe.backbone == "compact":
-        raise UsageError("The compact backbone has no pretrained weights: give a checkpoint, or no --weights.")
+        raise UsageError(
+            "There are no pretrained weights for the compact backbone. Choose another --backbone, or no --weights."
+        )
     if source is not None and source != PRETRAINED and source not in BUNDLED and not Path(source).exists():
-        raise UsageError(f"The weights {source} can't be read: there is no such file or directory.")
+        raise UsageError(f"There is no file or directory {source} to read --weights from.")
 
 
 def scaling_of(recipe: Recipe) -> dict[str, list[float]]:
-    """`mean` and `std` of the pixels that the weights expect; nothing where the images decide."""
-    checkpoint = _checkpoint(recipe.weights)
+    """`mean` and `std` of the pixels that the weights expect; empty where the images decide."""
+    checkpoint = _load_if_checkpoint(recipe.weights)
     if checkpoint is not None:
         options = checkpoint.description.architecture.options
         return {name: options[name] for name in ("mean", "std")}
@@ -39,41 +41,58 @@ def scaling_of(recipe: Recipe) -> dict[str, list[float]]:
 
 
 def refuse_leak(recipe: Recipe, dataset: Dataset) -> None:
-    """Raises `UsageError` where the weights learned from images that this run would measure with.
+    """Raises `UsageError` where the weights were trained on images that this run would measure error rates with.
 
-    A checkpoint of the same folder has seen its training identities: only the same split keeps the others unseen.
+    A checkpoint of the same folder has seen its training identities. Only the same split keeps the others unseen.
     """
-    checkpoint = _checkpoint(recipe.weights)
+    checkpoint = _load_if_checkpoint(recipe.weights)
     if checkpoint is None or checkpoint.description.dataset.fingerprint != dataset.fingerprint:
         return
-    theirs = checkpoint.description.training
+    training = checkpoint.description.training
     for name in ("seed", "calibration_share", "test_share", "split_by"):
-        if theirs.get(name) != getattr(recipe, name):
+        if training.get(name) != getattr(recipe, name):
             raise UsageError(
-                f"The weights {recipe.weights} were trained on this folder with another {name} ({theirs.get(name)}), "
-                "so identities that they learned would count as unseen. Give the same, or train with --despite-lint."
+                f"The weights {recipe.weights} were trained on this folder with another {name} ({training.get(name)}), "
+                "so identities that they have seen would count as unseen. Give the same, or use --despite-lint."
             )
 
 
 def load_weights(network: Encoder, recipe: Recipe) -> str:
-    """Put the recipe's weights into the network, and say in words what was loaded.
+    """Put the recipe's weights into the network. Returns a sentence about what was loaded.
 
-    A file holds the backbone as torchvision names it (.pth, opened without unpickling objects, or .safetensors), a
-    checkpoint the whole encoder. Raises `UsageError` for what can't be read or doesn't fit.
+    A file holds the backbone with torchvision's names (.pth, opened without unpickling objects, or .safetensors); a
+    checkpoint holds the whole encoder. Raises `UsageError` for weights that can't be read or don't fit.
     """
     source = recipe.weights or PRETRAINED
     if source == PRETRAINED:
-        return _fit(_body(network), _as_body(recipe.backbone, _pretrained(recipe.backbone)), "torchvision")
-    checkpoint = _checkpoint(source)
+        return _copy_tensors(_body(network), _as_body(recipe.backbone, _pretrained(recipe.backbone)), "torchvision")
+    checkpoint = _load_if_checkpoint(source)
     if checkpoint is not None:
-        return _fit(network, {name: value.float() for name, value in load_file(checkpoint.weights).items()}, source)
-    state = _read(Path(source))
+        _check_choices(checkpoint.description.training, recipe, source)
+        return _copy_tensors(
+            network, {name: value.float() for name, value in load_file(checkpoint.weights).items()}, source
+        )
+    state = _read_state(Path(source))
     if recipe.backbone == "compact":
-        return _fit(network, state, source)
-    return _fit(_body(network), _as_body(recipe.backbone, state), source)
+        return _copy_tensors(network, state, source)
+    return _copy_tensors(_body(network), _as_body(recipe.backbone, state), source)
 
 
-def _checkpoint(source: str | None) -> Checkpoint | None:
+def _check_choices(training: dict[str, Any], recipe: Recipe, source: str) -> None:
+    """Raises `UsageError` where a checkpoint's run chose another network than the recipe does."""
+    names = ("backbone", "channels", *(("width", "depth") if recipe.backbone == "compact" else ()))
+    wanted = {
+        name: training[name] for name in names if training.get(name, getattr(recipe, name)) != getattr(recipe, name)
+    }
+    if wanted:
+        options = " ".join(f"--{name} {value}" for name, value in wanted.items())
+        raise UsageError(
+            f"The weights {source} are of another network than this run would train. Add {options}, or choose other "
+            "--weights."
+        )
+
+
+def _load_if_checkpoint(source: str | None) -> Checkpoint | None:
     if source is None or not (source in BUNDLED or Path(source).is_dir()):
         return None
     return load_checkpoint(source)
@@ -100,25 +119,25 @@ def _pretrained(backbone: str) -> dict[str, Tensor]:
     return state
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what a damaged file looks like
+                warnings.simplefilter("ignore")  # a damaged file makes PyTorch warn before it raises
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # noqa: BLE001  whatever a foreign file makes the readers raise
         raise UsageError(f"The weights {path} can't be read: {type(problem).__name__}.") from None
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"The weights {path} can't be read: they are no state dict of tensors by name.")
+        raise UsageError(f"The weights {path} can't be read: the file holds no state dict (tensors by name).")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
 def _as_body(backbone: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A torchvision state dict under the names that `body` has: its layers, numbered."""
+    """A torchvision state dict with the names that `body` uses: its layers, numbered."""
     from torchvision.models import get_model
 
     if backbone.startswith("resnet"):
@@ -129,16 +148,16 @@ def _as_body(backbone: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
 
 
-def _fit(module: nn.Module, state: dict[str, Tensor], source: str) -> str:
-    """Copy what has the same name and shape; all of the backbone must, the head may be fresh."""
-    own = module.state_dict()
-    usable = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    missing = [key for key in own if key not in usable and not key.endswith("num_batches_tracked")]
+def _copy_tensors(module: nn.Module, state: dict[str, Tensor], source: str) -> str:
+    """Copy tensors of the same name and shape. Those of the backbone must all be there; the head may be fresh."""
+    wanted = module.state_dict()
+    usable = {key: value for key, value in state.items() if key in wanted and wanted[key].shape == value.shape}
+    missing = [key for key in wanted if key not in usable and not key.endswith("num_batches_tracked")]
     wrong = [key for key in missing if not key.startswith(("head.", "bottleneck.", "pool."))]
     if wrong:
         raise UsageError(
-            f"The weights {source} are of another network: {len(wrong)} of {len(own)} tensors are missing or have "
-            f"another shape, first {wrong[0]}."
+            f"The weights {source} are of another network: {len(wrong)} of {len(wanted)} tensors are missing or have "
+            f"another shape, first {wrong[0]}. Choose the --backbone that they belong to."
         )
     module.load_state_dict(usable, strict=False)
     fresh = sorted({key.split(".")[0] for key in missing})

@@ -1,1 +1,1 @@
-"""What a run shows to people."""
+"""What a run shows to people: figures, the hardest pairs, and the page that shows them."""

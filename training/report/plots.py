@@ -1,4 +1,4 @@
-"""Pictures of a training run, drawn for a reader: each returns a figure, none touches global state."""
+"""Plots of a training run. Each function returns a figure, and none touches global state."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from app.arrays import EmbeddingsF32, Floats, ImageU8, Ints
 from training.calibration.pairs import GRID, PairCounts
 from training.report.hardest import Pair
 
-# One image `[H, W, C]` of those that a plot is of, by its index.
+# Gives the image `[H, W, C]` at an index.
 Picture = Callable[[int], ImageU8]
 GENUINE, IMPOSTOR, NEAR, INK = "#1b7f5c", "#c2452d", "#e39b2d", "#33333b"
 STYLE: dict[Any, Any] = {
@@ -42,7 +42,7 @@ def _figure(columns: int) -> tuple[Figure, list[Axes]]:
 
 
 @matplotlib.rc_context(STYLE)
-def learning(history: Sequence[dict[str, Any]]) -> Figure:
+def plot_learning(history: Sequence[dict[str, Any]]) -> Figure:
     """Loss in training and validation, validation accuracy, and EER, over epochs."""
     epochs = [row["epoch"] for row in history]
     figure, (left, middle, right) = _figure(3)
@@ -57,17 +57,17 @@ def learning(history: Sequence[dict[str, Any]]) -> Figure:
     left.plot(epochs, margin_loss, color=INK, marker=marker, label="training (hard pairs, augmented)")
     line(left, "validation_loss", 1, color=NEAR, label="validation (all pairs)")
     left.set(title="Contrastive loss")
-    left.legend(loc="upper right")
+    left.legend(loc="best")
     if any(row["train_loss"] > loss + 1e-6 for row, loss in zip(history, margin_loss, strict=True)):
         total = left.twinx()
-        line(total, "train_loss", 1, color="#9a9aa6", linestyle=":", label="all that training minimises (right)")
+        line(total, "train_loss", 1, color="#9a9aa6", linestyle=":", label="total training loss (right axis)")
         total.grid(visible=False)
         total.set_ylim(bottom=0)
         total.spines["right"].set_visible(True)
         total.legend(loc="center right")
     line(middle, "validation_accuracy", 100, color=GENUINE)
     middle.set(title="Validation accuracy, %")
-    middle.set_xlabel("epoch (best threshold, as many genuine as impostor)")
+    middle.set_xlabel("epoch (best threshold; genuine and impostor pairs weigh the same)")
     line(right, "validation_eer", 100, color=IMPOSTOR, label="all impostors")
     if any(row["validation_same_group_eer"] is not None for row in history):
         line(right, "validation_same_group_eer", 100, color=NEAR, label="same group")
@@ -82,8 +82,8 @@ def learning(history: Sequence[dict[str, Any]]) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def distances(counts: PairCounts, margin: float, threshold: float) -> Figure:
-    """Histograms of genuine and impostor distances on unseen identities, with margin and threshold."""
+def plot_distances(counts: PairCounts, margin: float, threshold: float) -> Figure:
+    """Histograms of genuine and impostor distances on test identities, with margin and threshold."""
     figure, (axes,) = _figure(1)
     figure.set_size_inches(7.6, 3.9)
     bins = np.linspace(0, 2, 81).tolist()
@@ -97,7 +97,7 @@ def distances(counts: PairCounts, margin: float, threshold: float) -> Figure:
     axes.text(threshold, top, f" threshold {threshold:.3f}", color=INK, va="top", rotation=90, ha="right")
     axes.axvline(margin, color=INK, linewidth=1.2, linestyle=":")
     axes.text(margin, top, f" margin {margin:g}", color=INK, va="top", rotation=90, ha="right")
-    axes.set(title="Distances on identities never trained on", xlabel="distance", ylabel="% of pairs of its kind")
+    axes.set(title="Distances on test identities", xlabel="distance", ylabel="% of pairs of its kind")
     shown = GRID[(counts.genuine_weight_G + counts.impostor_weight_G) > 0]
     axes.set_xlim(0, min(2.0, max(float(shown.max()) if len(shown) else 2.0, margin) * 1.05))
     figure.legend(loc="outside upper right", ncols=2)
@@ -105,7 +105,7 @@ def distances(counts: PairCounts, margin: float, threshold: float) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
+def plot_error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
     """DET: FMR against FNMR on normal-deviate axes (A. Martin et al., Eurospeech 1997), and ROC."""
     figure, (det, roc) = _figure(2)
     index = int(np.searchsorted(GRID, threshold))
@@ -123,7 +123,9 @@ def error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
     labels = [f"{100 * tick:g}" for tick in ticks]
     det.set_xticks(ndtri(ticks), labels)
     det.set_yticks(ndtri(ticks), labels)
-    weak = max(counts.fmr_G[index], counts.fnmr_G[index]) > 0.5  # show all of a bad trade, the corner of a good one
+    weak = (
+        max(counts.fmr_G[index], counts.fnmr_G[index]) > 0.5
+    )  # show all of a poor trade-off, the corner of a good one
     edges = ndtri(np.array([5e-5, 0.9999 if weak else 0.6]))
     det.set(title="DET (dot: the threshold)", xlabel="FMR, %", ylabel="FNMR, %", xlim=edges, ylim=edges)
     det.legend()
@@ -138,11 +140,11 @@ def error_tradeoff(counts: PairCounts, threshold: float) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def reliability(predicted_B: Floats, observed_B: Floats, share_B: Floats) -> Figure:
-    """Of the pairs given a probability of being genuine, how many are; bars: how many pairs get it."""
+def plot_reliability(predicted_B: Floats, observed_B: Floats, share_B: Floats) -> Figure:
+    """The share of genuine pairs among the pairs that got a probability; bars: the share of pairs that got it."""
     figure, (axes,) = _figure(1)
     figure.set_size_inches(5.6, 4.4)
-    axes.plot([0, 100], [0, 100], color="#b0b0b8", linestyle="--", linewidth=1, label="as promised")
+    axes.plot([0, 100], [0, 100], color="#b0b0b8", linestyle="--", linewidth=1, label="ideal")
     axes.bar(100 * predicted_B, 100 * share_B, width=7, color="#d9d9e0", label="% of pairs")
     axes.plot(100 * predicted_B, 100 * observed_B, "o-", color=GENUINE, label="measured")
     axes.set(
@@ -157,7 +159,7 @@ def reliability(predicted_B: Floats, observed_B: Floats, share_B: Floats) -> Fig
 
 
 @matplotlib.rc_context(STYLE)
-def hardest(pairs: Sequence[Pair], picture: Picture, names: Sequence[str], title: str, columns: int = 4) -> Figure:
+def plot_hardest(pairs: Sequence[Pair], picture: Picture, names: Sequence[str], title: str, columns: int = 4) -> Figure:
     """Pairs side by side, each with its distance and the names of what it shows."""
     rows = max(1, -(-len(pairs) // columns))
     figure = Figure(figsize=(2.7 * columns, 1.95 * rows + 0.4), layout="constrained")
@@ -178,33 +180,34 @@ def hardest(pairs: Sequence[Pair], picture: Picture, names: Sequence[str], title
 
 
 @matplotlib.rc_context(STYLE)
-def projection(embeddings_ND: EmbeddingsF32, identity_N: Ints, picture: Picture | None, seed: int) -> Figure:
-    """PCA and t-SNE of up to 12 unseen identities, a colour each; a thumbnail, if there are images, stands beside
-    each one's middle."""
+def plot_projection(embeddings_ND: EmbeddingsF32, identity_N: Ints, picture: Picture | None, seed: int) -> Figure:
+    """PCA and t-SNE of up to 12 test identities, each in its own colour, and with a thumbnail if there are images."""
     chosen = np.random.default_rng(seed).permutation(np.unique(identity_N))[:12]
     seed %= 2**32  # scikit-learn's seeds end there
-    some = np.concatenate([np.flatnonzero(identity_N == identity)[: 400 // 12] for identity in chosen])
-    points = embeddings_ND[some].astype(np.float64)
+    shown_N = np.concatenate([np.flatnonzero(identity_N == identity)[: 400 // 12] for identity in chosen])
+    points = embeddings_ND[shown_N].astype(np.float64)
     figure, axes = _figure(2)
     figure.set_size_inches(11, 5.2)
     colours = matplotlib.colormaps["tab20"](np.linspace(0, 1, 20))
-    perplexity = min(30.0, max(1.0, (len(some) - 1) / 4))
+    perplexity = min(30.0, max(1.0, (len(shown_N) - 1) / 4))
     flat = {"PCA": PCA(2, random_state=seed).fit_transform(points)}
-    if np.ptp(flat["PCA"], axis=0).min() > 1e-6:  # t-SNE can't start from one point
+    if np.ptp(flat["PCA"], axis=0).min() > 1e-6:  # t-SNE can't start if all points coincide
         flat["t-SNE"] = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
     for ax, (name, xy) in zip(axes, flat.items(), strict=False):
         ax.grid(visible=False)
-        ax.set(title=f"{name} of identities never trained on", xticks=[], yticks=[])
+        ax.set(title=f"{name} of test identities", xticks=[], yticks=[])
         for number, identity in enumerate(chosen):
-            mine = xy[identity_N[some] == identity]
-            ax.scatter(mine[:, 0], mine[:, 1], s=18, color=colours[number], alpha=0.8, linewidths=0)
+            points_of_identity = xy[identity_N[shown_N] == identity]
+            ax.scatter(
+                points_of_identity[:, 0], points_of_identity[:, 1], s=18, color=colours[number], alpha=0.8, linewidths=0
+            )
             if picture is None:
                 continue
-            image = picture(int(some[identity_N[some] == identity][0]))
+            image = picture(int(shown_N[identity_N[shown_N] == identity][0]))
             thumbnail = OffsetImage(image.squeeze(), zoom=26 / max(image.shape[:2]), cmap="gray")
             box = AnnotationBbox(
                 thumbnail,
-                tuple(mine.mean(axis=0)),
+                tuple(points_of_identity.mean(axis=0)),
                 xybox=(20, 20),
                 boxcoords="offset points",
                 pad=0.1,
@@ -213,6 +216,6 @@ def projection(embeddings_ND: EmbeddingsF32, identity_N: Ints, picture: Picture 
             )
             ax.add_artist(box)
         pad = 0.08 * np.ptp(xy, axis=0)
-        ax.set_xlim(xy[:, 0].min() - pad[0], xy[:, 0].max() + 2 * pad[0])  # thumbnails stand above and right
+        ax.set_xlim(xy[:, 0].min() - pad[0], xy[:, 0].max() + 2 * pad[0])  # room for thumbnails, above and to the right
         ax.set_ylim(xy[:, 1].min() - pad[1], xy[:, 1].max() + 2 * pad[1])
     return figure

@@ -1,1 +1,1 @@
-"""Batches to a trained encoder."""
+"""Batches to a trained encoder: the experiment, its steps and epochs, losses, health, resumption."""

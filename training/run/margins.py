@@ -1,17 +1,14 @@
-"""A short search for the margin: a few epochs with each of several, judged on identities never trained on."""
+"""A short search for the margin: a few epochs with each of several, judged on identities that are not trained on."""
 
 import copy
 import json
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric import Fabric
-
-from app.arrays import Ints
 from app.errors import TrainingFailed
-from training.data.dataset import Dataset
-from training.network.network import Encoder
+from training.network.encoder import Encoder
 from training.recipe import Recipe
+from training.run.experiment import Experiment
 from training.run.fit import fit
 
 MARGINS = "margins.json"
@@ -21,38 +18,27 @@ SHARE, AT_LEAST = 0.1, 2
 
 
 def search_margin(
-    fabric: Fabric,
-    network: Encoder,
-    dataset: Dataset,
-    train_identities: Ints,
-    validation_N: Ints,
-    recipe: Recipe,
-    *,
-    found: Path,
-    progress: bool = True,
+    experiment: Experiment, network: Encoder, *, results: Path, progress: bool = True
 ) -> tuple[Recipe, list[dict[str, Any]]]:
-    """The recipe with the margin that did best, and what each of them gave.
+    """The recipe with the margin that did best, and the figures of each margin.
 
-    Judged by the EER among near neighbours where there are groups, else by the EER, on the calibration identities.
-    What was tried is kept in the file `found`, from which an interrupted search goes on. Raises `TrainingFailed` if
+    Margins are judged on the calibration identities: by the EER within groups where there are groups, else by the EER.
+    The figures are kept in the file `results`, from which an interrupted search goes on. Raises `TrainingFailed` if
     every margin fails.
     """
-    tried: list[dict[str, Any]] = json.loads(found.read_text()) if found.exists() else []
-    fabric.barrier()
+    recipe = experiment.recipe
+    tried: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []
+    experiment.fabric.barrier()
     for margin in CANDIDATES[len(tried) :]:
         epochs = max(AT_LEAST, round(SHARE * recipe.epochs))
         short = recipe.but(margin=margin, epochs=epochs, patience=0)
         row: dict[str, Any] = {"margin": margin, "epochs": epochs, "eer": None, "same_group_eer": None, "seconds": 0.0}
         try:
             _, done = fit(
-                fabric,
+                experiment.with_recipe(short),
                 copy.deepcopy(network),
-                dataset,
-                train_identities,
-                validation_N,
-                short,
                 progress=progress,
-                words=f"margin {margin:g}",
+                title=f"margin {margin:g}",
             )
         except TrainingFailed as problem:
             row["failed"] = problem.detail
@@ -61,12 +47,14 @@ def search_margin(
             row |= {"eer": last["validation_eer"], "same_group_eer": last["validation_same_group_eer"]}
             row["seconds"] = sum(epoch["seconds"] for epoch in done.history)
         tried.append(row)
-        if fabric.is_global_zero:
-            unfinished = found.with_name(found.name + ".tmp")
+        if experiment.fabric.is_global_zero:
+            unfinished = results.with_name(results.name + ".tmp")
             unfinished.write_text(json.dumps(tried))
-            unfinished.replace(found)
+            unfinished.replace(results)
     if all("failed" in row for row in tried):
-        raise TrainingFailed(f"No margin of {', '.join(map(str, CANDIDATES))} trains. {tried[-1]['failed']}")
+        raise TrainingFailed(
+            f"Training failed with every margin of {', '.join(map(str, CANDIDATES))}. {tried[-1]['failed']}"
+        )
     best = min((row for row in tried if "failed" not in row), key=_errors)
     return recipe.but(margin=best["margin"]), tried
 

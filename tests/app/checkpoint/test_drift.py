@@ -15,7 +15,7 @@ from PIL import Image
 from app.arrays import Floats
 from app.checkpoint import drift
 from app.checkpoint.calibration import read_calibration
-from app.checkpoint.drift import LEAST, WINDOW, Drift, mixture_distance
+from app.checkpoint.drift import LEAST, WINDOW, DriftMonitor, mixture_distance
 from app.checkpoint.store import load_checkpoint
 from tests.files import EVALUATION, GOLDEN
 from tests.service import Application, InProcess
@@ -82,17 +82,17 @@ def test_what_lies_between_the_two_is_far_from_every_mixture(seed: int, centre: 
 
 def test_a_window_says_nothing_until_it_holds_enough_and_begins_anew_with_another_calibration() -> None:
     """The last so many count."""
-    seen, one, other = Drift(), *(read_calibration(load_checkpoint(name)) for name in (str(GOLDEN), "omniglot"))
-    assert seen.look().comparisons == 0 and seen.look().drift is None
+    seen, one, other = DriftMonitor(), *(read_calibration(load_checkpoint(name)) for name in (str(GOLDEN), "omniglot"))
+    assert seen.measure().comparisons == 0 and seen.measure().drift is None
     for _ in range(LEAST - 1):
         seen.note(other, 0.5)
-    assert (seen.look().comparisons, seen.look().drift) == (LEAST - 1, None)
+    assert (seen.measure().comparisons, seen.measure().drift) == (LEAST - 1, None)
     for _ in range(WINDOW):
         seen.note(other, 0.5)
-    full = seen.look()
+    full = seen.measure()
     assert full.comparisons == WINDOW and full.drift is not None and full.drift > 0.4
     seen.note(one, 0.5)
-    assert (seen.look().comparisons, seen.look().drift) == (1, None)
+    assert (seen.measure().comparisons, seen.measure().drift) == (1, None)
 
 
 def gauges(service: Application) -> dict[str, float]:

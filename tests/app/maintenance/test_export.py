@@ -99,7 +99,7 @@ BROKEN: dict[str, tuple[str, Change]] = {
     "other dimensions": ("no unit embedding", lambda lines: lines[0].update(embedding_dim=5)),
     "a misspelt field": ("line 2", lambda lines: lines[1].update(colection="c")),
     "a name with a slash": ("line 2", lambda lines: lines[1].update(identity="a/b")),
-    "metadata too deep": ("nested deeper", deep),
+    "metadata too deep": ("nested too deeply", deep),
     "NUL in metadata": ("NUL", lambda lines: lines[1].update(metadata={"a": "\0"})),
     "NUL in a date": ("created_at", of_first(created_at="2026\0")),
     "NUL in an id": ("reference_id", of_first(reference_id="a\0b")),

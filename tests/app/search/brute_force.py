@@ -12,6 +12,7 @@ from app.gallery import collections as gallery
 from app.gallery import encoders as models
 from app.gallery import references
 from app.gallery.encoders import Loaded
+from app.gallery.filters import Filter
 from app.gallery.references import NewReference
 from app.search import nearest
 from app.search.index import GalleryIndex
@@ -51,7 +52,7 @@ def brute_force(database: Database, probe: np.ndarray) -> list[tuple[str, float]
 
 
 def search(
-    proposer: Proposer, database: Database, probe: np.ndarray, k: int, where: gallery.Filter | None = None
+    proposer: Proposer, database: Database, probe: np.ndarray, k: int, where: Filter | None = None
 ) -> list[tuple[str, float]]:
     with database.read() as connection:
         key = gallery.collection_key(connection, "c")

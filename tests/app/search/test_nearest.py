@@ -18,6 +18,7 @@ from app.gallery import collections as gallery
 from app.gallery import encoders as models
 from app.gallery import references
 from app.gallery.encoders import Loaded
+from app.gallery.filters import Filter
 from app.gallery.references import NewReference
 from app.maintenance import migrate
 from app.search import nearest, vectors
@@ -110,7 +111,7 @@ def test_an_identity_with_many_references_does_not_crowd_out_the_others(database
     ],
 )
 def test_a_filter_searches_the_identities_with_that_metadata_alone(
-    database: Database, tmp_path: Path, where: gallery.Filter, names: set[str]
+    database: Database, tmp_path: Path, where: Filter, names: set[str]
 ) -> None:
     """All keys must match, one of the values each; text, numbers and truth are not mixed up; counts agree."""
     rng = np.random.default_rng(0)

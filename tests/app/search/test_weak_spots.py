@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app.search.weak_spots import Enrolled, look
+from app.gallery.references import Enrolled
+from app.search.weak_spots import look
 from tests.files import CALIBRATED, GOLDEN, drawings
 from tests.service import InProcess, diptych
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import gc
+import sys
 import threading
-import weakref
 from contextlib import suppress
 
 import pytest
@@ -11,7 +11,6 @@ import pytest
 from app.checkpoint.encoder import Encoder
 from app.checkpoint.store import load_checkpoint
 from app.errors import ImageError, Overloaded
-from app.http.routes.multipart import Upload
 from app.serving.metrics import Metrics
 from app.serving.pipeline import Pipeline
 from app.settings import Settings
@@ -79,21 +78,19 @@ def test_what_the_work_raises_is_raised_and_gives_its_place_back() -> None:
 
 
 def test_refused_uploads_are_gone_with_their_answer() -> None:
-    """An error knows the frames that it went through, and they the uploads: it lets go of them."""
+    """An error refers to the frames that it went through, and these to the uploads: it lets go of them."""
     turns, encoder = pipeline(), Encoder(load_checkpoint(GOLDEN))
-    uploads = {"image_a": Upload("a", b"no image"), "image_b": Upload("b", b"\x89PNG\r\n\x1a\n")}
-    watched = [weakref.ref(one) for one in uploads.values()]
+    uploads = {"image_a": b"no image", "image_b": b"\x89PNG\r\n\x1a\n"}
+    before = [sys.getrefcount(data) for data in uploads.values()]
 
     async def story() -> None:
-        nonlocal uploads
-        given, uploads = uploads, {}
         with suppress(ImageError):
-            await turns.turn(lambda: turns.embed(encoder, **given))
+            await turns.turn(lambda: turns.embed(encoder, **uploads))
 
     gc.disable()
     try:
         asyncio.run(story())
-        assert [one() for one in watched] == [None, None]
+        assert [sys.getrefcount(data) for data in uploads.values()] == before
     finally:
         gc.enable()
     turns.close()

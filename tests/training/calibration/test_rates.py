@@ -118,9 +118,9 @@ def test_few_false_matches_support_no_promise_and_the_margin_takes_over() -> Non
     few = Sample(points, identity, group)
     points_of_operation = operating_points(counts, counts, few.sorted, "identity")
     assert not points_of_operation[1].supported and points_of_operation[1].threshold is None
-    threshold, source, note = default_threshold(points_of_operation, 0.01, margin=0.9)
+    threshold, source, note = default_threshold(points_of_operation, 0.01, margin=0.9, identities=8)
     assert (threshold, source) == (0.45, "margin")
-    assert note is not None and "More identities" in note
+    assert note is not None and "the 8 calibration identities do not give. Use more identities" in note
 
 
 def test_an_operating_point_is_chosen_on_one_set_and_measured_on_the_other() -> None:
@@ -133,7 +133,7 @@ def test_an_operating_point_is_chosen_on_one_set_and_measured_on_the_other() -> 
     assert point.fmr == c.rates_at(test, point.threshold)["fmr"] != 0.01
     for rate, ends in ((point.fmr, point.fmr_ci95), (point.fnmr, point.fnmr_ci95)):
         assert rate is not None and ends is not None and ends[0] < rate < ends[1]
-    assert default_threshold([point], 0.01, 1.0) == (point.threshold, "calibration", None)
+    assert default_threshold([point], 0.01, 1.0, 60) == (point.threshold, "calibration", None)
 
 
 def test_equal_error_rate_lies_where_the_curves_cross() -> None:

@@ -14,8 +14,8 @@ from app.checkpoint.matching import fpir
 from training.calibration import bootstrap, likelihood
 from training.calibration import calibrate as whole
 from training.calibration.calibrate import Sample, calibrate
-from training.calibration.claims import claims, count_claims
-from training.calibration.galleries import spread
+from training.calibration.claims import count_claims, draw_claims
+from training.calibration.galleries import spread_over_probes
 from training.calibration.pairs import GRID, PairCounts, count_listed_pairs, grid_index
 from training.calibration.rates import rates_at, threshold_at_fmr
 
@@ -49,7 +49,9 @@ def test_the_first_resample_is_the_sample_itself() -> None:
     """Its rates are those that are counted over all pairs."""
     data = sample(0, 30)
     at = np.array([0.3, 0.6, 0.9])
-    resampled = bootstrap.rates(claims(data.sorted), at, bootstrap.draw(np.arange(30), 50), np.arange(30))
+    resampled = bootstrap.resample_rates(
+        draw_claims(data.sorted), at, bootstrap.draw_resamples(np.arange(30), 50), np.arange(30)
+    )
     for column, threshold in enumerate(at):
         counted = rates_at(data.counts, float(threshold))
         assert resampled.fmr_BK[0, column] == pytest.approx(counted["fmr"], abs=1e-9)
@@ -60,7 +62,7 @@ def test_a_resampled_pair_weighs_the_product_and_no_copy_meets_itself() -> None:
     """Three identities, drawn twice, once and not at all: one pair of different identities is left, twice."""
     data = sample(1, 3)
     weights = np.array([[1.0, 1.0, 1.0], [2.0, 1.0, 0.0]])
-    resampled = bootstrap.rates(claims(data.sorted), np.array([0.8]), weights, np.arange(3))
+    resampled = bootstrap.resample_rates(draw_claims(data.sorted), np.array([0.8]), weights, np.arange(3))
     alone = rates_at(data.part(np.array([0, 1])).counts, 0.8)
     assert resampled.fmr_BK[1, 0] == pytest.approx(alone["fmr"], abs=1e-9)
     own = [rates_at(data.part(np.array([identity])).counts, 0.8)["fnmr"] for identity in (0, 1)]
@@ -73,8 +75,8 @@ def test_intervals_cover_the_rate_of_the_population() -> None:
     covered, width = [], []
     for seed in range(40):
         data = sample(seed, 40, images=3)
-        resampled = bootstrap.rates(
-            claims(data.sorted), np.array([0.7]), bootstrap.draw(np.arange(40), 300, seed), np.arange(40)
+        resampled = bootstrap.resample_rates(
+            draw_claims(data.sorted), np.array([0.7]), bootstrap.draw_resamples(np.arange(40), 300, seed), np.arange(40)
         )
         (low,), (high,) = resampled.fmr_interval
         covered.append(low <= rates_at(population.counts, 0.7)["fmr"] <= high)
@@ -90,7 +92,9 @@ def test_where_groups_matter_only_groups_tell_the_truth() -> None:
     for seed in range(25):
         data = sample(seed, 60, groups=6, near=2.0).sorted
         for unit, unit_U in (("identity", np.arange(60)), ("group", data.group_U)):
-            found = bootstrap.rates(claims(data), np.array([0.6]), bootstrap.draw(unit_U, 300, seed), unit_U)
+            found = bootstrap.resample_rates(
+                draw_claims(data), np.array([0.6]), bootstrap.draw_resamples(unit_U, 300, seed), unit_U
+            )
             (low,), (high,) = found.fmr_interval
             covered[unit].append(bool(low <= truth <= high))
     assert np.mean(covered["group"]) >= 0.85
@@ -103,7 +107,9 @@ def test_of_three_groups_the_interval_is_wide_and_of_two_there_is_none() -> None
     covered, width = [], []
     for seed in range(20):
         data = sample(seed, 60, groups=3, near=2.0).sorted
-        found = bootstrap.rates(claims(data), np.array([0.6]), bootstrap.draw(data.group_U), data.group_U)
+        found = bootstrap.resample_rates(
+            draw_claims(data), np.array([0.6]), bootstrap.draw_resamples(data.group_U), data.group_U
+        )
         (low,), (high,) = found.fmr_interval
         covered.append(bool(low <= truth <= high))
         width.append(high / low)
@@ -111,7 +117,9 @@ def test_of_three_groups_the_interval_is_wide_and_of_two_there_is_none() -> None
     assert np.median(width) > 3
     for groups in (1, 2):
         data = sample(0, 40, groups=groups, near=2.0).sorted
-        found = bootstrap.rates(claims(data), np.array([0.6]), bootstrap.draw(data.group_U), data.group_U)
+        found = bootstrap.resample_rates(
+            draw_claims(data), np.array([0.6]), bootstrap.draw_resamples(data.group_U), data.group_U
+        )
         assert all(np.isnan(end).all() for end in (*found.fmr_interval, *found.fnmr_interval))
 
 
@@ -147,7 +155,7 @@ def test_costs_and_bounds_are_those_of_lir(seed: int) -> None:
     assert likelihood.cllr(counts, llr_G) == pytest.approx(their_cllr(theirs), abs=1e-9)
     assert likelihood.cllr_min(counts) == pytest.approx(their_cllr_min(theirs), abs=1e-6)
     low, high = elub(theirs.llrs.copy(), same.astype(int))
-    ours = likelihood.bounds(counts, llr_G)
+    ours = likelihood.llr_bounds(counts, llr_G)
     assert ours == pytest.approx((low * np.log(10), high * np.log(10)), abs=0.1)
 
 
@@ -176,7 +184,7 @@ def test_a_larger_distance_never_speaks_more_for_the_same_thing(seed: int, name:
     _, _, counts = listed(seed, 400)
     llr_G = likelihood.FITS[name](counts)
     assert (np.diff(llr_G) <= 1e-9).all()
-    low, high = likelihood.bounds(counts, llr_G)
+    low, high = likelihood.llr_bounds(counts, llr_G)
     assert low <= 0 <= high < np.log(len(counts.closest_P) + 2)
 
 
@@ -243,7 +251,7 @@ def test_the_spread_over_probes_gives_the_rate_of_other_galleries() -> None:
     """Learned on 60 identities, met by galleries of 10, 50 and 200 others within a factor of 1.5."""
     learned, others = sample(5, 60), sample(6, 260)
     grid = GRID[::100]
-    probes = spread(learned.sorted, 1, grid)
+    probes = spread_over_probes(learned.sorted, 1, grid)
     rng = np.random.default_rng(0)
     for size in (10, 50, 200):
         expected_K = fpir(probes.mean_K, probes.concentration_K, size)

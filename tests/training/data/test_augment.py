@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.image.policy import Preprocessing, decode
 from tests.files import BACKGROUND
-from training.data.augment import KINDS, Augmentation, apply, draw
+from training.data.augment import KINDS, Augmentation, apply_moves, draw_moves
 
 
 def pictures(channels: int = 1, count: int = 8) -> torch.Tensor:
@@ -22,8 +22,8 @@ def pictures(channels: int = 1, count: int = 8) -> torch.Tensor:
 
 def moved(how: Augmentation, images: torch.Tensor, seed: int = 0, images_per_identity: int = 2) -> torch.Tensor:
     rng = np.random.default_rng(seed)
-    moves = draw(how, np.arange(len(images) // images_per_identity), images_per_identity, images.shape[1], rng)
-    return apply(images, moves)
+    moves = draw_moves(how, np.arange(len(images) // images_per_identity), images_per_identity, images.shape[1], rng)
+    return apply_moves(images, moves)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -48,8 +48,8 @@ def test_a_quarter_turn_turns_all_images_of_an_identity_alike() -> None:
     """As torch turns them, and the symmetry says how often."""
     images = pictures()
     how = Augmentation().with_symmetries(quarter_turns=True, mirrors=False)
-    moves = draw(how, np.arange(4), 2, 1, np.random.default_rng(5))
-    out = apply(images, moves)
+    moves = draw_moves(how, np.arange(4), 2, 1, np.random.default_rng(5))
+    out = apply_moves(images, moves)
     assert moves.symmetry_B.reshape(4, 2).diff(dim=1).abs().sum() == 0
     assert len(set(moves.symmetry_B.tolist())) > 1
     for image, turned, turns in zip(images, out, moves.symmetry_B.tolist(), strict=True):
@@ -60,13 +60,15 @@ def test_a_mirror_mirrors_all_images_of_an_identity_alike() -> None:
     """Left to right, and combined with turns there are eight symmetries."""
     images = pictures()
     how = Augmentation().with_symmetries(quarter_turns=False, mirrors=True)
-    moves = draw(how, np.arange(4), 2, 1, np.random.default_rng(1))
-    for image, out, mirrored in zip(images, apply(images, moves), moves.symmetry_B.tolist(), strict=True):
+    moves = draw_moves(how, np.arange(4), 2, 1, np.random.default_rng(1))
+    for image, out, mirrored in zip(images, apply_moves(images, moves), moves.symmetry_B.tolist(), strict=True):
         assert torch.allclose(image.flip(2) if mirrored else image, out, atol=1e-3)
     both = Augmentation().with_symmetries(quarter_turns=True, mirrors=True)
     assert both.symmetries == 8
     drawn = {
-        int(s) for seed in range(40) for s in draw(both, np.arange(4), 2, 1, np.random.default_rng(seed)).symmetry_B
+        int(s)
+        for seed in range(40)
+        for s in draw_moves(both, np.arange(4), 2, 1, np.random.default_rng(seed)).symmetry_B
     }
     assert drawn == set(range(8))
 
@@ -75,7 +77,7 @@ def test_the_identities_of_a_group_are_turned_alike() -> None:
     """Otherwise a turned b and a mirrored d would be one shape with two names."""
     how = Augmentation().with_symmetries(quarter_turns=True, mirrors=True)
     group_P = np.array([7, 3, 7, 7, 3, 9])
-    drawn = [draw(how, group_P, 2, 1, np.random.default_rng(seed)).symmetry_B.reshape(6, 2) for seed in range(40)]
+    drawn = [draw_moves(how, group_P, 2, 1, np.random.default_rng(seed)).symmetry_B.reshape(6, 2) for seed in range(40)]
     for symmetry_PK in drawn:
         for group in (3, 7, 9):
             assert len(symmetry_PK[group_P == group].unique()) == 1
@@ -94,10 +96,10 @@ def test_hue_keeps_what_is_grey_and_saturation_zero_makes_grey() -> None:
 def test_a_share_of_the_moves_is_the_moves_of_the_share() -> None:
     """What several processes rely on: each does its part of one batch."""
     images = pictures(3)
-    moves = draw(KINDS["photos"], np.arange(4), 2, 3, np.random.default_rng(3))
-    whole = apply(images.clone(), moves)
+    moves = draw_moves(KINDS["photos"], np.arange(4), 2, 3, np.random.default_rng(3))
+    whole = apply_moves(images.clone(), moves)
     cpu = torch.device("cpu")
-    halves = [apply(images[part].clone(), moves.part(part, cpu)) for part in (slice(0, 4), slice(4, 8))]
+    halves = [apply_moves(images[part].clone(), moves.part(part, cpu)) for part in (slice(0, 4), slice(4, 8))]
     assert torch.allclose(torch.cat(halves), whole, atol=1e-5)
 
 

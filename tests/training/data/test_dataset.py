@@ -12,7 +12,8 @@ from app.errors import UsageError
 from app.image.policy import Preprocessing
 from tests.files import BACKGROUND
 from training.data.batches import Balance, Batches
-from training.data.dataset import Dataset, read_dataset, split_identities
+from training.data.dataset import Dataset, read_dataset
+from training.data.splits import split_identities
 
 SMALL = Preprocessing(16, 16, 1, "pad")
 
@@ -89,7 +90,7 @@ def test_splits_are_disjoint_whole_and_repeatable(
 
 def test_a_split_of_fewer_than_two_identities_is_refused(dataset: Dataset) -> None:
     """It could not hold an impostor pair."""
-    with pytest.raises(UsageError, match="two at least"):
+    with pytest.raises(UsageError, match="at least two"):
         split_identities(dataset, calibration=0.02, test=0.02, by="identity", seed=0)
 
 
@@ -110,7 +111,7 @@ def test_batches_hold_so_many_identities_with_so_many_images_each(
     members = np.arange(len(sizes))[: max(2, len(sizes) - 1)]
     batches = Batches(identity_N, groups, members, Balance(identities, images, share, 2), seed)
     for number in range(5):
-        drawn = identity_N[batches.draw(number)].reshape(-1, images)
+        drawn = identity_N[batches.draw_batch(number)].reshape(-1, images)
         assert len(drawn) == min(identities, len(members))
         assert (drawn == drawn[:, :1]).all()
         assert len(set(drawn[:, 0])) == len(drawn)
@@ -123,9 +124,9 @@ def test_a_batch_is_a_function_of_seed_and_number() -> None:
     first, again, other = (
         Batches(identity_N, np.arange(30) % 3, np.arange(30), Balance(8, 3, 0.5, 2), seed) for seed in (7, 7, 8)
     )
-    assert np.array_equal(first.draw(11), again.draw(11))
-    assert not np.array_equal(first.draw(11), first.draw(12))
-    assert not np.array_equal(first.draw(11), other.draw(11))
+    assert np.array_equal(first.draw_batch(11), again.draw_batch(11))
+    assert not np.array_equal(first.draw_batch(11), first.draw_batch(12))
+    assert not np.array_equal(first.draw_batch(11), other.draw_batch(11))
 
 
 def test_an_identity_with_a_hundred_times_the_images_is_drawn_as_often_as_any_other() -> None:
@@ -133,7 +134,7 @@ def test_an_identity_with_a_hundred_times_the_images_is_drawn_as_often_as_any_ot
     sizes = [500, 5, 5, 5, 5, 5, 5, 5]
     identity_N = np.repeat(np.arange(8), sizes)
     batches = Batches(identity_N, np.zeros(8, dtype=int), np.arange(8), Balance(4, 3, 0.5, 2), 0)
-    drawn = np.bincount(np.concatenate([identity_N[batches.draw(number)] for number in range(400)]))
+    drawn = np.bincount(np.concatenate([identity_N[batches.draw_batch(number)] for number in range(400)]))
     assert drawn.max() < 1.25 * drawn.min()
 
 
@@ -142,5 +143,5 @@ def test_part_of_a_batch_comes_from_few_groups() -> None:
     groups = np.repeat(np.arange(10), 10)
     batches = Batches(np.arange(100), groups, np.arange(100), Balance(20, 2, 0.5, 2), 0)
     for number in range(10):
-        counts = np.bincount(groups[batches.draw(number)[::2]], minlength=10)
+        counts = np.bincount(groups[batches.draw_batch(number)[::2]], minlength=10)
         assert np.sort(counts)[-2:].sum() >= 10

@@ -11,7 +11,7 @@ from app.errors import UsageError
 from tests.files import BACKGROUND, drawings
 from tests.service import diptych
 from training.recipe import Recipe
-from training.run import train as stage
+from training.train import RunOptions, train_encoder
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def first(data: Path, character: str) -> Path:
 def train(data: Path, output: Path, *, despite_lint: bool = False) -> Checkpoint | None:
     """A small real run in this process."""
     recipe = Recipe(epochs=1, width=0.25, image_size=16, threads=1)
-    return stage.train(data, output, recipe, stage.Options(despite_lint=despite_lint, progress=False))
+    return train_encoder(data, output, recipe, RunOptions(despite_lint=despite_lint, progress=False))
 
 
 def test_clean_data_passes(data: Path) -> None:
@@ -49,7 +49,7 @@ def test_one_drawing_under_two_identities_is_refused_by_lint_and_by_training(dat
     assert status == 1
     assert "REFUSED  exact_across_identities: 1 times the same file under two identities" in words
     assert f"Greek/character01/{source.name} = Greek/character02/copy.png" in words
-    with pytest.raises(UsageError, match=r"dishonest.*copy\.png.*--despite-lint"):
+    with pytest.raises(UsageError, match=r"would be wrong.*copy\.png.*--despite-lint"):
         train(data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     trained = train(data, tmp_path / "out", despite_lint=True)
@@ -101,8 +101,8 @@ def test_unreadable_files_and_identities_with_one_image_are_named(data: Path) ->
     picture.save(data / "Greek" / "alone" / "one.png")
     status, words = lint(data)
     assert status == 0
-    assert "unreadable: 1 files are no readable images\n           Greek/notes.txt" in words
-    assert "single_image: 1 of 41 identities have one image" in words and "Greek/alone" in words
+    assert "unreadable: 1 files are not readable images\n           Greek/notes.txt" in words
+    assert "single_image: 1 of 41 identities have only one image" in words and "Greek/alone" in words
 
 
 def test_a_mislabelled_image_is_found_by_an_encoder_that_knows_such_images(data: Path) -> None:
@@ -118,8 +118,8 @@ def test_mistakes_end_with_one_line(tmp_path: Path) -> None:
     """A folder that isn't there, one without images, a checkpoint that isn't one."""
     (tmp_path / "empty").mkdir()
     for arguments, words in (
-        ((tmp_path / "nowhere",), "is no folder"),
-        ((tmp_path / "empty",), "holds no image"),
+        ((tmp_path / "nowhere",), "is not a folder"),
+        ((tmp_path / "empty",), "holds no images"),
         ((BACKGROUND, "--checkpoint", "nonsense"), "no checkpoint"),
     ):
         done = diptych("lint", *arguments, "--quiet")

@@ -14,11 +14,11 @@ from app.errors import UsageError
 from app.image.policy import Preprocessing, decode
 from tests.files import BACKGROUND, GOLDEN
 from training.export import check_parity, round_weights, write_encoder
-from training.network.backbones import TorchvisionEncoder
-from training.network.network import Encoder, build
+from training.network.backbones import TorchvisionEncoder, build
+from training.network.encoder import Encoder
 from training.network.weights import check_weights, load_weights
 from training.recipe import Recipe
-from training.run.train import Options, train
+from training.train import RunOptions, train_encoder
 
 NAMES = ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "resnet18", "resnet50", "convnext_tiny")
 
@@ -112,8 +112,18 @@ def test_weights_that_do_not_fit_or_cannot_be_read_are_refused(tmp_path: Path) -
             load_weights(network, Recipe(backbone="resnet18", weights=str(tmp_path / source)))
     with pytest.raises(UsageError, match="no pretrained weights"):
         check_weights(Recipe(weights="pretrained"))
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="There is no file or directory"):
         check_weights(Recipe(weights=str(tmp_path / "nowhere.pth")))
+
+
+def test_weights_of_another_encoder_are_refused_with_the_options_that_fit() -> None:
+    """The bundled encoder is for grey images; with the options that the refusal names, its weights fit."""
+    network = build(architecture("compact", channels=3))
+    with pytest.raises(UsageError, match=r"Add --channels 1 --width 1\.0, or choose other --weights"):
+        load_weights(network, Recipe(weights="omniglot", channels=3, width=0.5))
+    description = load_checkpoint("omniglot").description
+    fitting = build(description.architecture)
+    assert "tensors from omniglot" in load_weights(fitting, Recipe(weights="omniglot", channels=1, width=1.0))
 
 
 def test_images_too_small_for_a_backbone_are_refused() -> None:
@@ -128,14 +138,14 @@ def test_weights_that_learned_the_test_identities_are_refused(trained: Path, tmp
     recipe = Recipe(epochs=1, width=0.5, image_size=32, calibration_share=0.3, test_share=0.3, weights=str(trained),
                     seed=1, threads=1)  # fmt: skip
     with pytest.raises(UsageError, match=r"another seed.*--despite-lint"):
-        train(BACKGROUND, tmp_path / "out", recipe, Options(progress=False))
+        train_encoder(BACKGROUND, tmp_path / "out", recipe, RunOptions(progress=False))
 
 
 def test_training_goes_on_from_a_checkpoint_of_ones_own(trained: Path, tmp_path: Path) -> None:
     """All tensors fit; hardly changed in an epoch at low speed, it is still the encoder that was learned."""
     recipe = Recipe(epochs=1, width=0.5, image_size=32, calibration_share=0.3, test_share=0.3, learning_rate=1e-6,
                     ema=0, weights=str(trained), threads=1)  # fmt: skip
-    tuned = train(BACKGROUND, tmp_path / "tuned", recipe, Options(progress=False))
+    tuned = train_encoder(BACKGROUND, tmp_path / "tuned", recipe, RunOptions(progress=False))
     assert tuned is not None
     assert "tensors from" in tuned.description.training["weights_loaded"]
     before, after = (
@@ -149,7 +159,7 @@ def test_a_torchvision_backbone_trains_by_its_name(tmp_path: Path) -> None:
     torch.save(models.get_model("mobilenet_v3_small").state_dict(), tmp_path / "weights.pth")
     recipe = Recipe(backbone="mobilenet_v3_small", weights=str(tmp_path / "weights.pth"), pooling="gem", bottleneck=16,
                     impostors="semi-hard", epochs=1, image_size=32, threads=1)  # fmt: skip
-    done = train(BACKGROUND, tmp_path / "out", recipe, Options(progress=False))
+    done = train_encoder(BACKGROUND, tmp_path / "out", recipe, RunOptions(progress=False))
     assert done is not None
     assert done.description.architecture.name == "mobilenet_v3_small"
     assert done.description.architecture.options["mean"] == [0.485, 0.456, 0.406]

@@ -17,18 +17,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import training.run.train
 from app.checkpoint.format import Description
 from app.checkpoint.store import load_checkpoint
 from app.errors import TrainingFailed, UsageError
 from tests.files import BACKGROUND
 from tests.service import DIPTYCH, diptych
-from training.network.network import build
+from training.network.backbones import build
 from training.recipe import Recipe
-from training.run import health
-from training.run.fit import schedule
+from training.run.health import CHECK_EVERY, EpochSums, judge_epoch, warn_of_kept_epoch, warn_of_recipe
 from training.run.resume import Progress
-from training.run.train import Options
+from training.run.trainer import learning_rate_share
+from training.train import RunOptions, train_encoder
 
 SMALL = ("--width", "0.25", "--image-size", "16", "--threads", "1", "--calibration-share", "0.3", "--test-share", "0.3")
 RECIPE = Recipe(width=0.25, image_size=16, threads=1, calibration_share=0.3, test_share=0.3)
@@ -36,8 +35,8 @@ RECIPE = Recipe(width=0.25, image_size=16, threads=1, calibration_share=0.3, tes
 
 def train(output: Path, *, resume: bool = False, **choices: Any) -> Description:
     """A small real run in this process."""
-    options = Options(resume=resume, progress=False)
-    checkpoint = training.train.train(BACKGROUND, output, RECIPE.but(**choices), options)
+    options = RunOptions(resume=resume, progress=False)
+    checkpoint = train_encoder(BACKGROUND, output, RECIPE.but(**choices), options)
     assert checkpoint is not None
     return checkpoint.description
 
@@ -153,39 +152,39 @@ def row(**changes: float | None) -> dict[str, float | None]:
 def test_each_trouble_is_named_with_its_advice() -> None:
     """Once each, and a healthy epoch not at all."""
     recipe, warnings = Recipe(epochs=10), list[str]()
-    health.judge(row(), recipe, warnings)
+    judge_epoch(row(), recipe, warnings)
     assert warnings == []
-    health.judge(row(train_impostor_term=0.0), recipe, warnings)
-    health.judge(row(train_impostor_term=0.0), recipe, warnings)
-    assert len(warnings) == 1 and "beyond the margin" in warnings[0] and "--margin" in warnings[0]
-    health.after(row(validation_eer=0.48), warnings)
+    judge_epoch(row(train_impostor_term=0.0), recipe, warnings)
+    judge_epoch(row(train_impostor_term=0.0), recipe, warnings)
+    assert len(warnings) == 1 and "farther apart than the margin" in warnings[0] and "--margin" in warnings[0]
+    warn_of_kept_epoch(row(validation_eer=0.48), warnings)
     assert len(warnings) == 2 and "chance" in warnings[1]
-    health.after(row(validation_impostor_distance=0.01), warnings)
+    warn_of_kept_epoch(row(validation_impostor_distance=0.01), warnings)
     assert len(warnings) == 3 and "unfold" in warnings[2]
-    with pytest.raises(TrainingFailed, match=r"no numbers.*--learning-rate"):
-        health.judge(row(validation_loss=float("nan")), recipe, warnings)
+    with pytest.raises(TrainingFailed, match=r"became NaN.*--learning-rate"):
+        judge_epoch(row(validation_loss=float("nan")), recipe, warnings)
     with pytest.raises(TrainingFailed, match=r"collapsed.*--margin"):
-        health.judge(row(validation_impostor_distance=0.01), recipe, warnings)
-    assert "right angles" in health.before(Recipe(margin=1.8))[0]
-    assert health.before(Recipe(margin=1.0)) == health.before(Recipe(margin="search")) == []
+        judge_epoch(row(validation_impostor_distance=0.01), recipe, warnings)
+    assert "right angles" in warn_of_recipe(Recipe(margin=1.8))[0]
+    assert warn_of_recipe(Recipe(margin=1.0)) == warn_of_recipe(Recipe(margin="search")) == []
 
 
 def test_a_loss_that_is_no_number_ends_the_run_soon() -> None:
     """Within the epoch, with the settings to change."""
-    watch = health.Watch(3, Recipe())
-    watch.see(torch.tensor(1.0), torch.tensor(0.5), torch.tensor(0.5))
+    sums = EpochSums(3, Recipe())
+    sums.add_step(torch.tensor(1.0), torch.tensor(0.5), torch.tensor(0.5))
     nan = torch.tensor(float("nan"))
-    watch.see(nan, nan, nan)
-    for _ in range(health.LOOK - 2):
-        watch.see(nan, nan, nan)
+    sums.add_step(nan, nan, nan)
+    for _ in range(CHECK_EVERY - 2):
+        sums.add_step(nan, nan, nan)
     with pytest.raises(TrainingFailed, match=r"nan in epoch 3.*--learning-rate"):
-        watch.see(nan, nan, nan)
+        sums.add_step(nan, nan, nan)
 
 
 @given(st.integers(1, 5000), st.floats(0, 0.9))
 def test_the_rate_warms_up_and_falls_to_nearly_zero(total: int, warm_up: float) -> None:
     """Never above its peak, never negative, nowhere zero before the end."""
-    rates = np.array([schedule(step, total, warm_up) for step in range(total)])
+    rates = np.array([learning_rate_share(step, total, warm_up) for step in range(total)])
     assert (rates > 0).all() and (rates <= 1).all()
     peak = int(rates.argmax())
     assert (np.diff(rates[: peak + 1]) >= 0).all() and (np.diff(rates[peak:]) <= 0).all()
@@ -195,9 +194,9 @@ def test_progress_knows_its_best_epoch() -> None:
     """By EER; by loss where there is none."""
     done = Progress()
     for epoch, eer in enumerate((0.3, 0.1, 0.2), start=1):
-        done.see({"epoch": epoch, "validation_eer": eer, "validation_loss": 1.0})
+        done.add_epoch({"epoch": epoch, "validation_eer": eer, "validation_loss": 1.0})
     assert (done.epoch, done.best_epoch) == (3, 2)
     done = Progress()
     for epoch, loss in enumerate((0.3, 0.4, 0.2), start=1):
-        done.see({"epoch": epoch, "validation_eer": None, "validation_loss": loss})
+        done.add_epoch({"epoch": epoch, "validation_eer": None, "validation_loss": loss})
     assert done.best_epoch == 3

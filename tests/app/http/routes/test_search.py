@@ -33,8 +33,15 @@ def test_enrolled_drawings_are_found_by_other_drawings_of_the_character(in_proce
 def test_search_and_verify_agree_on_the_distance(service: Application) -> None:
     """The index is an index, not another opinion."""
     service.enroll("a", A[0], collection="agree")
-    found = service.search(A[1], collection="agree").json()["matches"][0]
-    assert found["distance"] == pytest.approx(service.verify(A[1], A[0]).json()["distance"], abs=1e-6)
+    for threshold in (None, "0", "0.2345678", "2"):
+        fields = {"threshold": threshold} if threshold else {}
+        searched, verified = (
+            service.search(A[1], collection="agree", **fields).json(),
+            service.verify(A[1], A[0], **fields).json(),
+        )
+        assert searched["threshold"] == verified["threshold"]
+        (match,) = searched["matches"]
+        assert (match["distance"], match["verdict"]) == (verified["distance"], verified["verdict"])
 
 
 def test_the_threshold_of_a_search_decides_verdicts_not_matches(service: Application) -> None:
