@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -53,6 +54,13 @@ class Requests:
         if b is not None:
             files["image_b"] = b.read_bytes()
         return self.client.post("/verify", data=fields, files=files)
+
+
+def gauge(service: Requests, series: str) -> float:
+    """What /metrics says now."""
+    found = re.search(rf"^{re.escape(series)} (\S+)$", service.client.get("/metrics").text, re.MULTILINE)
+    assert found is not None, series
+    return float(found[1])
 
 
 class _Chunks(httpx.AsyncByteStream):

@@ -41,8 +41,10 @@ def found(service: Service, *images: Path) -> list[str]:
 
 
 def test_what_was_acknowledged_survives_kills_at_random_moments(serve: Serve) -> None:
-    """Five of the rounds of which `soak.py` runs hundreds."""
-    answered, _ = soak.rounds(serve(keep_images="yes"), count=5, hands=6, seed=int(time.time()))
+    """Five of the rounds of which `soak.py` runs hundreds; the seed is printed, and TEST_SEED repeats it."""
+    seed = int(os.environ.get("TEST_SEED", time.time()))
+    print(f"TEST_SEED={seed}")
+    answered, _ = soak.rounds(serve(keep_images="yes"), count=5, hands=6, seed=seed)
     assert answered > 20
 
 

@@ -1,6 +1,5 @@
 """Whether live distances look like those of the calibration: the statistic, and what a running service says."""
 
-import doctest
 import io
 import random
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.arrays import Floats
-from app.checkpoint import drift
 from app.checkpoint.calibration import read_calibration
 from app.checkpoint.drift import LEAST, WINDOW, DriftMonitor, mixture_distance
 from app.checkpoint.store import load_checkpoint
@@ -42,12 +40,6 @@ def sample(rng: np.random.Generator, share: float, count: int) -> Floats:
         np.interp(rng.random(count), IMPOSTOR, GRID),
     )
     return drawn
-
-
-def test_the_examples_are_right() -> None:
-    """Those in the docstrings."""
-    found = doctest.testmod(drift)
-    assert found.attempted >= 3 and not found.failed
 
 
 @settings(max_examples=60, deadline=None)

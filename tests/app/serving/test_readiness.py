@@ -8,7 +8,7 @@ from pathlib import Path
 import pysqlite3
 
 from tests.files import drawings
-from tests.service import Application, InProcess, assert_problem
+from tests.service import Application, InProcess, assert_problem, gauge
 
 A = drawings("Angelic/character01")
 
@@ -27,12 +27,6 @@ def schema(data: Path, version: str) -> Iterator[None]:
     before = change(version)
     yield
     change(before)
-
-
-def gauge(service: Application, series: str) -> float:
-    found = re.search(rf"^{re.escape(series)} (\S+)$", service.client.get("/metrics").text, re.MULTILINE)
-    assert found is not None, series
-    return float(found[1])
 
 
 def test_every_check_is_listed_with_what_was_found(service: Application) -> None:

@@ -85,10 +85,3 @@ def test_the_openapi_document_names_problem_documents_as_what_they_are(service: 
     for operations in document["paths"].values():
         for operation in operations.values():
             assert list(operation["responses"]["4XX"]["content"]) == ["application/problem+json"]
-
-
-def test_no_image_bytes_and_no_tracebacks_reach_the_log(service: Application) -> None:
-    """After all of the above."""
-    log = service.log.read_text()
-    assert "Traceback" not in log
-    assert "IHDR" not in log
