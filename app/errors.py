@@ -13,7 +13,7 @@
     │   └── TooManyBytes, TooManyPixels, BlankImage
     ├── GalleryError         what is enrolled                                         (gallery)
     │   ├── UnknownCollection, UnknownIdentity, UnknownReference, NoReferences
-    │   └── IdentityExists, ModelMismatch (GalleryMoved), NothingEnrolled
+    │   └── IdentityExists, DeletedSince, ModelMismatch (GalleryMoved), NothingEnrolled
     ├── Unavailable          not the caller's fault, and worth another try            (pipeline, database)
     │   ├── Overloaded
     │   └── StorageUnavailable, GalleryDamaged
@@ -34,7 +34,7 @@ class DiptychError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
-    title: ClassVar[str] = "Something went wrong on our side"
+    title: ClassVar[str] = "The service failed"
 
     def __init__(self, detail: str, **extra: Any) -> None:
         super().__init__(detail)
@@ -45,7 +45,7 @@ class DiptychError(Exception):
 class RequestError(DiptychError):
     status = 422
     code = "invalid_request"
-    title = "The request is not one that this endpoint understands"
+    title = "A field has a value that is not allowed"
 
 
 class InvalidRequest(RequestError):
@@ -60,7 +60,7 @@ class MalformedRequest(RequestError):
 
 class ConflictingFields(RequestError):
     code = "conflicting_fields"
-    title = "Fields that exclude each other were given together"
+    title = "Two fields contradict each other"
 
 
 class InvalidName(RequestError):
@@ -70,12 +70,12 @@ class InvalidName(RequestError):
 
 class InvalidMetadata(RequestError):
     code = "invalid_metadata"
-    title = "The metadata is not a JSON object"
+    title = "The metadata is not allowed"
 
 
 class NotSupported(RequestError):
     code = "not_supported"
-    title = "The calibration does not support this"
+    title = "The calibration does not support this rate"
 
 
 class RequestTooLarge(RequestError):
@@ -87,7 +87,7 @@ class RequestTooLarge(RequestError):
 class UploadTooSlow(RequestError):
     status = 408
     code = "upload_too_slow"
-    title = "The request's body did not arrive in time"
+    title = "The request body did not arrive in time"
 
 
 class TooManyImages(RequestError):
@@ -98,7 +98,7 @@ class TooManyImages(RequestError):
 
 class IdempotencyKeyReused(RequestError):
     code = "idempotency_key_reused"
-    title = "The Idempotency-Key was used before for another request"
+    title = "The Idempotency-Key was used for another request"
 
 
 class KeyRequired(RequestError):
@@ -110,7 +110,7 @@ class KeyRequired(RequestError):
 class KeyUnknown(RequestError):
     status = 401
     code = "key_unknown"
-    title = "The API key is not valid"
+    title = "The API key is unknown or revoked"
 
 
 class NotAllowed(RequestError):
@@ -122,13 +122,13 @@ class NotAllowed(RequestError):
 class ForeignOrigin(RequestError):
     status = 403
     code = "foreign_origin"
-    title = "A web page of another origin asked"
+    title = "A web page of another origin may not call this service"
 
 
 class UnknownHost(RequestError):
     status = 421
     code = "unknown_host"
-    title = "The service is not known by this name"
+    title = "The service does not answer under this host name"
 
 
 class TooManyRequests(RequestError):
@@ -136,7 +136,7 @@ class TooManyRequests(RequestError):
 
     status = 429
     code = "too_many_requests"
-    title = "This caller asks too often"
+    title = "Too many requests from this caller"
 
     def __init__(self, detail: str, retry_after: int) -> None:
         super().__init__(detail)
@@ -215,6 +215,12 @@ class NothingEnrolled(GalleryError):
     title = "Every image was rejected, so nothing was enrolled"
 
 
+class DeletedSince(GalleryError):
+    status = 410
+    code = "deleted_since"
+    title = "What this request enrolled was deleted since"
+
+
 class IdentityExists(GalleryError):
     status = 409
     code = "identity_exists"
@@ -232,18 +238,18 @@ class GalleryMoved(ModelMismatch):
 
     status = 503
     code = "unavailable"
-    title = "The service cannot answer just now"
+    title = "The service cannot answer at the moment"
 
 
 class Unavailable(DiptychError):
     status = 503
     code = "unavailable"
-    title = "The service cannot answer just now"
+    title = "The service cannot answer at the moment"
 
 
 class StorageUnavailable(Unavailable):
     code = "storage_unavailable"
-    title = "The gallery cannot be read or written just now"
+    title = "The gallery cannot be read or written at the moment"
 
 
 class GalleryDamaged(StorageUnavailable):

@@ -1,4 +1,4 @@
-"""Assembly: settings to application, and the life of what it holds."""
+"""Assembly: settings to an application, and the life of its resources."""
 
 import os
 import socket
@@ -23,14 +23,21 @@ from app.http.routes import collections, enroll, search, service, verify
 from app.serving import drain
 from app.serving.process import collect_garbage_less_often, end_with_parent, return_freed_memory
 from app.serving.resources import Resources, open_resources
+from app.serving.start_log import log_start
 from app.settings import Settings, read_settings
 
-# What a multipart body holds besides its images.
+# Room in a multipart body for everything but its images.
 OVERHEAD_BYTES = 2**20
+# The groups of /docs, in order.
+OPENAPI_TAGS = [
+    {"name": "verification", "description": "Compare images."},
+    {"name": "gallery", "description": "Enroll identities, search among them, and manage them."},
+    {"name": "service", "description": "What is loaded, and how the service is."},
+]
 
 
 def create_app(settings: Settings, resources: Resources | None = None) -> FastAPI:
-    """The application. Its lifespan opens the resources, unless they were opened before it."""
+    """The application. Its lifespan opens the resources, unless they are given, and closes them."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -41,9 +48,9 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
                 with drain.announce_stop(current.draining, settings.drain_delay_seconds):
                     yield {"resources": current}
             finally:
-                current.close()  # here, since a signal ends the process before `run` returns
+                current.close()  # here: a signal ends the process before `run` returns
 
-    # The documentation's scripts come from the package: a service on a closed network has its /docs too.
+    # The scripts of /docs come from a package, so it works without a network.
     app: FastAPI = FastAPIOffline(
         title="Diptych",
         version=version("diptych"),
@@ -52,12 +59,14 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         redoc_url=None,
         redirect_slashes=False,
         responses=problems.RESPONSES,
-        # FastAPI's own would tell paths, and so the names of identities, to whoever a variable names.
+        swagger_ui_parameters={"defaultModelsExpandDepth": -1},  # no list of every schema at the end of /docs
+        openapi_tags=OPENAPI_TAGS,
+        # FastAPI's own telemetry would send paths, and so names of identities.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     problems.install(app)
-    for room in (verify, enroll, search, collections, service):
-        app.include_router(room.router)
+    for group in (verify, enroll, search, collections, service):
+        app.include_router(group.router)
     app.add_middleware(
         Admission,
         limit=lambda path: body_limit(settings, path),
@@ -82,13 +91,13 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
 
 
 def body_limit(settings: Settings, path: str) -> int:
-    """Bytes allowed in the body of a request to `path`: what its images may take, and a little more."""
+    """The largest body of a request to `path` in bytes: its images, and a little more."""
     images = {"/verify": 2, "/search": 1, "/embed": 1, "/enroll": settings.max_images}.get(path, 0)
     return min(images * settings.max_image_bytes + OVERHEAD_BYTES, settings.max_request_bytes)
 
 
 def worker() -> FastAPI:
-    """The application of one of several processes, which know their settings from the environment."""
+    """The application of one of several processes. They get their settings from the environment."""
     end_with_parent()
     return_freed_memory()
     settings = read_settings()
@@ -97,24 +106,24 @@ def worker() -> FastAPI:
 
 
 def _check_address(settings: Settings) -> None:
-    """Raises `UsageError` where the address is taken or none of this machine's."""
+    """Raises `UsageError` where the service cannot listen on the address."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as problem:
         raise UsageError(
-            f"Can't listen on {settings.host} port {settings.port}: {problem.strerror or problem}. "
-            "Choose others with DIPTYCH_HOST and DIPTYCH_PORT."
+            f"Cannot listen on {settings.host} port {settings.port}: {problem.strerror or problem}. "
+            "Choose another address with DIPTYCH_HOST or another port with DIPTYCH_PORT."
         ) from None
 
 
 def run(**given: Any) -> None:
-    """Serve until stopped. Raises `UsageError` for settings, checkpoints or galleries that can't be served."""
+    """Serve until stopped. Raises `UsageError` for settings, checkpoints or galleries that cannot be served."""
     settings = read_settings(**given)
     logs.install(settings.log_format, settings.log_level)
     _check_address(settings)
     return_freed_memory()
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
         "http": Protocol,
@@ -122,18 +131,19 @@ def run(**given: Any) -> None:
         "timeout_graceful_shutdown": settings.drain_seconds,
         "server_header": False,
         "log_config": logs.config(settings.log_format, settings.log_level),
-        "access_log": False,  # ours names no paths, but the key and the request
-        # Anybody may send these headers; only a proxy that is named is believed.
+        "access_log": False,  # `logs` writes its own, without paths
+        # Anybody may send these headers: they are believed only from the proxies that are named.
         "proxy_headers": bool(settings.trusted_proxies),
         "forwarded_allow_ips": settings.trusted_proxies,
         "root_path": settings.root_path,
     }
     with open_resources(settings) as resources:
         settings.check_exposure(has_keys=bool(resources.live.keyring.by_id))
+        log_start(resources)
         if settings.workers == 1:
-            uvicorn.run(create_app(settings, resources), **how)
+            uvicorn.run(create_app(settings, resources), **options)
             return
-    # Workers know only the environment.
+    # Workers read the environment only.
     os.environ.update({f"DIPTYCH_{name.upper()}": str(value) for name, value in given.items()})
-    config = uvicorn.Config("app.main:worker", factory=True, workers=settings.workers, **how)
+    config = uvicorn.Config("app.main:worker", factory=True, workers=settings.workers, **options)
     drain.Workers(config, sockets=[config.bind_socket()]).run()

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from typing import Never, TypeVar
 
 from tqdm import tqdm
@@ -60,9 +60,9 @@ def progress_bar(
     return tqdm(desc=title, unit=f" {unit}", total=total, initial=initial, smoothing=0.05, disable=not enabled)
 
 
-def track(items: Sequence[T], title: str, unit: str, *, enabled: bool = True) -> Iterator[T]:
+def track(items: Iterable[T], title: str, unit: str, *, enabled: bool = True) -> Iterator[T]:
     """The items one after another, and how many are done, as `progress_bar` shows it."""
-    with progress_bar(title, unit, len(items), enabled=enabled) as bar:
+    with progress_bar(title, unit, len(items) if isinstance(items, Sized) else None, enabled=enabled) as bar:
         for item in items:
             yield item
             bar.update()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.checkpoint.bulk import BATCH, MAX_BYTES, MAX_PIXELS, embed_all, threads
+from app.checkpoint.bulk import BATCH, MAX_BYTES, MAX_PIXELS, decode_all, embed_all, threads
 from app.checkpoint.encoder import Encoder
 from app.checkpoint.store import load_checkpoint
 from app.database.sqlite import SQLite
@@ -53,7 +53,12 @@ def main() -> None:
                 encoder.embed(batches[at % len(batches)])
             seconds["the encoder alone"].append(time.perf_counter() - started)
             started = time.perf_counter()
-            sum(1 for _ in embed_all(encoder, ((path, path.read_bytes) for path in files)))
+            sum(
+                1
+                for _ in embed_all(
+                    encoder, decode_all(((path, path.read_bytes) for path in files), encoder.preprocessing)
+                )
+            )
             seconds["read, decoded, embedded"].append(time.perf_counter() - started)
             database = SQLite(root / str(turn) / "diptych.db")
             database.migrate()

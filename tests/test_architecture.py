@@ -18,6 +18,7 @@ APP = (
     "errors",
     "arrays",
     "progress",
+    "files",
     "image",
     "checkpoint",
     "settings",
@@ -32,7 +33,7 @@ MAY_IMPORT["app.maintenance"] = MAY_IMPORT["app.serving"]
 MAY_IMPORT["app.main"] = MAY_IMPORT["app.http"] | {"app.http"}
 MAY_IMPORT["app.cli"] = MAY_IMPORT["app.main"] | {"app.main", "app.maintenance"}
 # Training sees exactly the pixels and the distance that will serve, and nothing else of the service.
-SHARED = {"app.errors", "app.arrays", "app.progress", "app.image", "app.checkpoint"}
+SHARED = {"app.errors", "app.arrays", "app.progress", "app.files", "app.image", "app.checkpoint"}
 TRAINING = (
     *("recipe", "data", "network", "calibration", "run", "export"),  # folder to checkpoint
     *("embed", "evaluate", "recalibrate", "summary", "report", "train"),  # a checkpoint on other images, and in words

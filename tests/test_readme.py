@@ -10,7 +10,7 @@ import pytest
 
 from app import errors
 from app.cli import cli
-from app.http.problems import _HTTP_CODES
+from app.http.problems import HTTP_CODES
 from app.main import create_app
 from app.settings import Settings
 from tests.service import Serve
@@ -67,7 +67,7 @@ def test_error_codes_are_those_of_the_readme() -> None:
     raised = {
         (kind.status, kind.code) for kind in subclasses(errors.DiptychError) - abstract - subclasses(errors.UsageError)
     }
-    assert listed == raised | set(_HTTP_CODES.items())
+    assert listed == raised | set(HTTP_CODES.items())
 
 
 def test_the_rooms_are_those_of_the_readme() -> None:

@@ -189,6 +189,7 @@ def evaluate(
 @click.option(
     "--target-fmr",
     type=Finite(0, 1, min_open=True, max_open=True),
+    metavar="X",
     default=0.01,
     show_default=True,
     help="False-match rate that the default threshold is chosen for.",
@@ -196,6 +197,7 @@ def evaluate(
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
+    metavar="N",
     default=0,
     show_default=True,
     help="Random seed of the split into two halves.",

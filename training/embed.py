@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from app.arrays import EmbeddingsF32, ImageU8, Ints
+from app.checkpoint.bulk import BATCH, embed_all
 from app.checkpoint.encoder import Encoder
 from app.checkpoint.format import Checkpoint, RuntimeName
 from app.errors import UsageError
+from app.files import replacing
 from app.progress import track
 from training.data.dataset import decode_files, image_files
-
-BATCH = 32
 
 
 def open_encoder(checkpoint: Checkpoint, runtime: RuntimeName = "onnxruntime") -> Encoder:
@@ -35,19 +35,12 @@ def embed_images(
 
 def embed_files(encoder: Encoder, files: Sequence[Path], *, progress: bool = True) -> tuple[list[Path], EmbeddingsF32]:
     """Paths of the files that are images, in order, and their embeddings `[N, D]`."""
-    paths: list[Path] = []
-    batch: list[ImageU8] = []
-    parts = [np.empty((0, encoder.embedding_dim), dtype=np.float32)]
-    for path, decoded in decode_files(files, encoder.preprocessing, progress=progress):
-        if decoded is not None:
-            paths.append(path)
-            batch.append(decoded[0])
-        if len(batch) == BATCH:
-            parts.append(encoder.embed(np.stack(batch)))
-            batch.clear()
-    if batch:
-        parts.append(encoder.embed(np.stack(batch)))
-    return paths, np.concatenate(parts)
+    decoded = decode_files(files, encoder.preprocessing, progress=progress)
+    items = [item for item in embed_all(encoder, decoded) if item.embedding_D is not None]
+    embeddings_ND = np.empty((len(items), encoder.embedding_dim), dtype=np.float32)
+    for row, item in enumerate(items):
+        embeddings_ND[row] = item.embedding_D
+    return [item.key for item in items], embeddings_ND
 
 
 def write_embeddings(encoder: Encoder, root: Path, output: Path, *, progress: bool = True) -> tuple[int, int]:
@@ -56,11 +49,9 @@ def write_embeddings(encoder: Encoder, root: Path, output: Path, *, progress: bo
     if output.is_dir():
         raise UsageError(f"{output} is a directory. Give the name of a file.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".tmp")
-    with unfinished.open("wb") as file:  # before the work, so that a place that can't be written to is refused early
+    with replacing(output) as file:  # before the work, so that a place that can't be written to is refused early
         paths, embeddings_ND, skipped = embed_folder(encoder, root, progress=progress)
         np.savez(file, paths=np.array(paths, dtype=np.str_), embeddings=embeddings_ND)
-    unfinished.replace(output)
     return len(paths), skipped
 
 

@@ -80,7 +80,7 @@ class CommandWithRecipe(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 sections.setdefault(_section(str(parameter.name)), []).append(record)
         for title, records in sections.items():
             with formatter.section(title):

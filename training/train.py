@@ -22,7 +22,7 @@ from training.run.health import warn_of_recipe
 from training.run.margins import MARGINS, search_margin
 from training.run.processes import open_fabric
 from training.run.resume import STATE, Progress
-from training.run.scalars import scalars
+from training.run.scalars import tensorboard_scalars
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def train_encoder(data: Path, output: Path, recipe: Recipe, options: RunOptions)
     if recipe.margin == "search":
         recipe, tried = search_margin(experiment, network, results=output / MARGINS, progress=options.progress)
         experiment = experiment.with_recipe(recipe)
-    with scalars(output / "report" / "tensorboard", enabled=fabric.is_global_zero) as record:
+    with tensorboard_scalars(output / "report" / "tensorboard", enabled=fabric.is_global_zero) as record:
         encoder, done = fit(experiment, network, state=output / STATE, record=record, progress=options.progress)
     if not fabric.is_global_zero:
         return None

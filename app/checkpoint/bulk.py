@@ -1,6 +1,11 @@
-"""Many images to embeddings, as fast as the encoder goes: read and decode in threads, embed in batches."""
+"""Many images to embeddings, as fast as the encoder goes: read and decode in threads, embed in batches.
+
+The one way for commands and for training. The service's pipeline stays apart: it decodes uploads of strangers in
+processes, for one request at a time.
+"""
 
 import hashlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,10 +18,10 @@ import numpy as np
 from app.arrays import EmbeddingsF32, ImageU8
 from app.checkpoint.encoder import Encoder
 from app.errors import DiptychError, ImageError
-from app.image.policy import SERVED_FORMATS, decode
+from app.image.policy import SERVED_FORMATS, Preprocessing, decode
 
 BATCH = 32
-# One's own files, however large; beyond this many pixels Pillow refuses by itself.
+# The operator's own files may be large. With more pixels than this, Pillow refuses by itself.
 MAX_BYTES, MAX_PIXELS = 2**30, 178_956_970
 
 Key = TypeVar("Key")
@@ -24,13 +29,14 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Item(Generic[Key]):
-    """One image on its way: who asks for it, the sha256 of its bytes, where they are kept, if they are; what is wrong
-    with it, or its embedding."""
+    """One image: the caller's key, the sha256 of its bytes, the id under which it is kept, if it is; and what is wrong
+    with it, its pixels `[H, W, C]`, or its embedding `[D]`."""
 
     key: Key
     sha256: str
     original_id: str | None = None
     problem: DiptychError | None = None
+    pixels_HWC: ImageU8 | None = None
     embedding_D: EmbeddingsF32 | None = None
 
 
@@ -38,62 +44,58 @@ def threads() -> int:
     return os.cpu_count() or 1
 
 
-def embed_all(
-    encoder: Encoder,
+def decode_all(
     images: Iterable[tuple[Key, Callable[[], bytes]]],
+    preprocessing: Preprocessing,
+    *,
     skip: Callable[[Key, str], bool] = lambda key, sha256: False,
     keep: Callable[[bytes], str | None] = lambda data: None,
     formats: tuple[str, ...] = SERVED_FORMATS,
+    refuse_blank: bool = True,
 ) -> Iterator[Item[Key]]:
-    """Every image, in order, with its embedding or what is wrong with it; neither where `skip(key, sha256)`.
+    """Every image, in order, with its pixels or what is wrong with it; with neither where `skip(key, sha256)`.
 
-    Bytes are held only while they are decoded; `keep` takes those of images that can be.
+    Each image is a key and a function that reads its bytes, which may raise `OSError` or `ImageError`. Bytes are held
+    only until they are decoded, and at most a few batches of pixels wait; `keep` gets the bytes of images that can be
+    decoded, and returns their id.
     """
 
-    def prepared(key: Key, read: Callable[[], bytes]) -> tuple[Item[Key], ImageU8 | None]:
+    def decode_one(key: Key, read_bytes: Callable[[], bytes]) -> Item[Key]:
         try:
-            data = read()
+            data = read_bytes()
         except OSError as problem:
-            return Item(key, "", problem=ImageError(f"It can't be read: {problem.strerror}.")), None
+            return Item(key, "", problem=ImageError(f"The file can't be read: {problem.strerror}."))
+        except ImageError as problem:
+            return Item(key, "", problem=problem)
         sha256 = hashlib.sha256(data).hexdigest()
         if skip(key, sha256):
-            return Item(key, sha256), None
+            return Item(key, sha256)
+        limits = {"max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS}
         try:
-            pixels = decode(
-                data,
-                encoder.preprocessing,
-                max_bytes=MAX_BYTES,
-                max_pixels=MAX_PIXELS,
-                formats=formats,
-                refuse_blank=True,
-            )
+            pixels_HWC = decode(data, preprocessing, **limits, formats=formats, refuse_blank=refuse_blank)
         except ImageError as problem:
-            return Item(key, sha256, problem=problem), None
-        return Item(key, sha256, keep(data)), pixels
+            return Item(key, sha256, problem=problem)
+        return Item(key, sha256, keep(data), pixels_HWC=pixels_HWC)
 
-    waiting: deque[Future[tuple[Item[Key], ImageU8 | None]]] = deque()
+    waiting: deque[Future[Item[Key]]] = deque()
     with ThreadPoolExecutor(threads(), thread_name_prefix="decode") as pool:
         try:
-            batch: list[tuple[Item[Key], ImageU8 | None]] = []
-            for key, read in images:
-                waiting.append(pool.submit(prepared, key, read))
+            for key, read_bytes in images:
+                waiting.append(pool.submit(decode_one, key, read_bytes))
                 if len(waiting) > 2 * BATCH:
-                    batch.append(waiting.popleft().result())
-                if len(batch) == BATCH:
-                    yield from _embedded(encoder, batch)
-                    batch = []
-            batch += [one.result() for one in waiting]
-            for start in range(0, len(batch), BATCH):
-                yield from _embedded(encoder, batch[start : start + BATCH])
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _embedded(encoder: Encoder, batch: list[tuple[Item[Key], ImageU8 | None]]) -> Iterator[Item[Key]]:
-    images = [pixels for _, pixels in batch if pixels is not None]
-    embeddings = iter(encoder.embed(np.stack(images)) if images else ())
-    for item, pixels in batch:
-        if pixels is None:
-            yield item
-        else:
-            yield replace(item, embedding_D=next(embeddings))
+def embed_all(encoder: Encoder, items: Iterable[Item[Key]]) -> Iterator[Item[Key]]:
+    """Items of `decode_all`, in order, with embeddings instead of pixels."""
+    unembedded = iter(items)
+    while batch := list(itertools.islice(unembedded, BATCH)):
+        images = [item.pixels_HWC for item in batch if item.pixels_HWC is not None]
+        embeddings = iter(encoder.embed(np.stack(images)) if images else ())
+        for item in batch:
+            embedding_D = None if item.pixels_HWC is None else next(embeddings)
+            yield replace(item, pixels_HWC=None, embedding_D=embedding_D)

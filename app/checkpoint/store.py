@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from app.checkpoint.format import DESCRIPTION, FORMAT_VERSION, HASHED, Checkpoint, Description
 from app.checkpoint.ids import canonical_json
 from app.errors import CheckpointError
+from app.files import replacing
 from app.image.policy import DECODING_POLICY
 
 # `default` will be another one as soon as there is a checkpoint for photographs.
@@ -72,9 +73,8 @@ def seal_checkpoint(directory: Path, description: Description) -> Checkpoint:
     sha256 = {name: _sha256(directory / name) for name in HASHED}
     document = description.model_copy(update={"sha256": sha256}).model_dump(mode="json")
     document["sha256"][DESCRIPTION] = _sha256_of_description(document)
-    temporary = directory / (DESCRIPTION + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(directory / DESCRIPTION)
+    with replacing(directory / DESCRIPTION) as file:
+        file.write(json.dumps(document, indent=2).encode() + b"\n")
     return load_checkpoint(directory)
 
 

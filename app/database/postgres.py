@@ -4,15 +4,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app.database.engines import Engine, engine_of
+from app.database.pgvector import SETTINGS
 from app.database.transactions import Database
 from app.errors import StorageUnavailable, UsageError
 
 CONNECT_SECONDS = 5
 STATEMENT_MILLISECONDS = 30_000
-# Mistakes of whoever set the database up, not of a statement: no right to it, no such schema, table or type.
+# Mistakes in how the database was set up, not in a statement: no permission, no such schema, table or type.
 SET_UP = frozenset({"42501", "3F000", "42P01", "42704"})
-# Any number that others don't take: one replica migrates at a time.
+# Serialization failure and deadlock: other transactions were in the way.
+COLLISIONS = frozenset({"40001", "40P01"})
+# Any number that no other advisory lock has: one replica migrates at a time.
 MIGRATION_LOCK = 0x6469707479636801
 
 
@@ -23,15 +25,20 @@ class PostgreSQL(Database):
     attempts = 8
 
     def __init__(self, url: str, *, hurried: bool = True) -> None:
-        """`hurried` statements give up after half a minute: somebody waits for a service's, not for a command's."""
+        """Statements that are `hurried` give up after half a minute: a client waits for those of a service.
+
+        Raises `UsageError` for what is not a URL.
+        """
         try:
             where = sa.make_url(url)
         except (sa.exc.ArgumentError, ValueError):
-            raise UsageError("DIPTYCH_DATABASE_URL is no URL: postgresql+psycopg://USER:PASSWORD@HOST/DB.") from None
+            raise UsageError(
+                "DIPTYCH_DATABASE_URL is not a URL: use postgresql+psycopg://USER:PASSWORD@HOST/DB."
+            ) from None
         engine = sa.create_engine(
             where,
             hide_parameters=True,  # in what is logged
-            pool_pre_ping=True,  # a server that was restarted is met with new connections, not with errors
+            pool_pre_ping=True,  # after a restart of the server, new connections instead of errors
             pool_size=32,
             max_overflow=32,
             pool_timeout=CONNECT_SECONDS,
@@ -40,52 +47,45 @@ class PostgreSQL(Database):
                 "options": f"-c statement_timeout={STATEMENT_MILLISECONDS * hurried} -c client_encoding=utf8",
             },
         )
-        # Loaded by now; a gallery in SQLite does without its eight megabytes.
+        # Imported by the engine: a gallery in SQLite does without its eight megabytes.
         self._psycopg: Any = engine.dialect.dbapi
         super().__init__(engine, f"{where.host or 'local'}/{where.database}")
-        self._flavour: Engine | None = None
+        self._connected = False
         self._reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         sa.event.listen(engine, "connect", self._prepare)
 
-    @property
-    def flavour(self) -> Engine:
-        """Which engine answers; known once connected."""
-        if self._flavour is None:
-            with self.read() as connection:
-                return engine_of(str(connection.scalar(sa.text("SELECT version()"))))
-        return self._flavour
-
     def _prepare(self, connection: Any, _: sa.pool.ConnectionPoolEntry) -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT version()")
-            self._flavour = engine_of(str(cursor.fetchone()[0]))
-            for setting in self._flavour.settings:
+            for setting in SETTINGS:
                 cursor.execute(setting)
         connection.commit()
+        self._connected = True
 
     def refusal(self, problem: BaseException | None) -> StorageUnavailable | None:
         state = getattr(problem, "sqlstate", None)
-        if state is None and (self._flavour is None or not isinstance(problem, self._psycopg.ProgrammingError)):
+        if state is None and (not self._connected or not isinstance(problem, self._psycopg.ProgrammingError)):
             return StorageUnavailable(
-                f"The gallery's database at {self.where} can't be reached. The service goes on once it is."
+                f"The gallery's database at {self.where} can't be reached. The service will reconnect by itself."
             )
-        own = self._psycopg
-        if isinstance(problem, own.DataError | own.IntegrityError | own.ProgrammingError) and state not in SET_UP:
+        driver = self._psycopg
+        mistakes = driver.DataError | driver.IntegrityError | driver.ProgrammingError
+        if isinstance(problem, mistakes) and state not in SET_UP:
             return None
-        return StorageUnavailable(f"The gallery's database at {self.where} refused: {_first_line(problem)}")
+        return StorageUnavailable(f"The gallery's database at {self.where} reports: {_first_line(problem)}")
 
-    def said(self, problem: StorageUnavailable) -> str:
+    def cause_for_operator(self, problem: StorageUnavailable) -> str:
         cause = problem.__cause__
         return "" if cause is None or getattr(cause, "sqlstate", None) else f" {_first_line(cause)}"
 
     def collided(self, problem: StorageUnavailable) -> bool:
-        state = getattr(problem.__cause__, "sqlstate", None)
-        return self._flavour is not None and state in self._flavour.retried
+        return getattr(problem.__cause__, "sqlstate", None) in COLLISIONS
 
     def is_writable(self) -> None:
         with self.read() as connection:
             if connection.scalar(sa.text("SELECT pg_is_in_recovery()")):
-                raise StorageUnavailable("The gallery's database is a standby and takes no writes.")
+                raise StorageUnavailable(
+                    "The gallery's database is a standby and refuses writes. Set DIPTYCH_DATABASE_URL to the primary."
+                )
 
     def _reader(self) -> sa.Engine:
         return self._reading

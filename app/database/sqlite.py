@@ -19,23 +19,23 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from app.database.transactions import Database
 from app.errors import GalleryDamaged, GalleryInUse, StorageUnavailable, UsageError
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 10
 # The first that resets its log safely. Where there is no wheel, pysqlite3 is built with the system's.
 SAFE_VERSION = (3, 51, 3)
 CACHE_KIB = 16 * 1024
 
-# What SQLite says, and what it means to whoever runs the service.
+# SQLite's messages, and what callers are told instead.
 REFUSALS = {
-    "database is locked": "The gallery's database is locked by another process. Nothing was changed; try again.",
-    "disk is full": "The disk with the gallery's database is full. Nothing was changed; make room on it.",
-    "readonly database": "The gallery's database is read-only. Nothing was changed; check its mount and its owner.",
-    "unable to open": "The gallery's database can't be opened. Check that its directory is there and may be written.",
-    "disk i/o error": "The disk refused the gallery's database: full, over a quota, or failing. Nothing was changed.",
+    "database is locked": "The gallery's database is locked by another process. Nothing was changed. Try again.",
+    "disk is full": "The disk with the gallery's database is full. Nothing was changed. Free some space on it.",
+    "readonly database": "The gallery's database is read-only. Nothing was changed. Check its permissions.",
+    "unable to open": "The gallery's database can't be opened. Check that its directory exists and can be written to.",
+    "disk i/o error": "The disk with the gallery's database is full, over a quota, or failing. Nothing was changed.",
 }
 DAMAGE = ("malformed", "not a database")
-# Beside the database while a backup takes its place.
+# A directory beside the database, as long as a backup is being restored.
 RESTORING = ".restoring"
 
 
@@ -46,24 +46,26 @@ class SQLite(Database):
 
     def __init__(self, path: Path) -> None:
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # embeddings are nobody else's business
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # embeddings are private
         except OSError as problem:
             raise UsageError(
-                f"The data directory {path.parent} can't be made: {problem.strerror}. "
-                "Choose another with DIPTYCH_DATA_DIR."
+                f"The data directory {path.parent} can't be created: {problem.strerror}. Choose "
+                "another with DIPTYCH_DATA_DIR or --data-dir."
             ) from None
         if pysqlite3.sqlite_version_info < SAFE_VERSION:
             log.warning(
                 "SQLite %s can damage a gallery that several processes write to (fixed in 3.51.3): use one worker, and "
-                "stop it before commands that write",
+                "stop the service before commands that write",
                 pysqlite3.sqlite_version,
             )
         self.path = path
-        self._in_use = in_use(path, exclusively=False)
+        self._lock = lock_gallery(path, exclusively=False)
         if not path.exists() and path.with_name(RESTORING).exists():
-            if self._in_use is not None:
-                self._in_use.close()
-            raise UsageError(f"A restore into {path.parent} was interrupted: run the same diptych restore again.")
+            if self._lock is not None:
+                self._lock.close()
+            raise UsageError(
+                f"A restore into {path.parent} was interrupted. Run the same `diptych restore` command again."
+            )
         engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(path)),
             module=pysqlite3,
@@ -80,19 +82,19 @@ class SQLite(Database):
     def refusal(self, problem: BaseException | None) -> StorageUnavailable | None:
         if isinstance(problem, pysqlite3.IntegrityError | pysqlite3.ProgrammingError):
             return None
-        said = str(problem).lower()
-        if any(words in said for words in DAMAGE):
-            return GalleryDamaged(
-                f"The gallery's database is damaged ({problem}). Stop the service and restore a backup: "
-                "diptych restore."
-            )
+        message = str(problem).lower()
+        if any(words in message for words in DAMAGE):
+            return damaged(problem)
         for words, meaning in REFUSALS.items():
-            if words in said:
+            if words in message:
                 return StorageUnavailable(meaning)
-        return StorageUnavailable(f"The gallery's database can't be used just now ({problem}).")
+        return StorageUnavailable(f"The gallery's database can't be used at the moment ({problem}). Try again.")
+
+    def cause_for_operator(self, problem: StorageUnavailable) -> str:
+        return f" The database is {self.path}."
 
     def collided(self, problem: StorageUnavailable) -> bool:
-        return False  # one writer at a time, and it waited for its turn
+        return False  # one process writes at a time, and waits for its turn
 
     def is_writable(self) -> None:
         disk = os.statvfs(self.path.parent)
@@ -101,19 +103,17 @@ class SQLite(Database):
             raise self.trouble
 
     def check(self) -> None:
-        """Read every page. Raises `GalleryDamaged` naming what is wrong; takes seconds a gigabyte."""
+        """Read every page, which takes seconds per gigabyte. Raises `GalleryDamaged` that says what is wrong."""
         with self.read() as connection:
-            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-        if found != "ok":
-            self.trouble = GalleryDamaged(
-                f"The gallery's database is damaged ({found}). Stop the service and restore a backup: diptych restore."
-            )
+            result = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if result != "ok":
+            self.trouble = damaged(result)
             raise self.trouble
 
     def copy_to(self, path: Path) -> None:
-        """Write a copy, as the database is at one moment, to a new file; others may read and write meanwhile."""
+        """Write a copy of the database at one moment to a new file. Others may read and write in the meantime."""
         with self._translated(), self._engine.connect() as connection:
-            rows(connection, "VACUUM INTO ?", (str(path),))
+            driver_rows(connection, "VACUUM INTO ?", (str(path),))
 
     def _reader(self) -> sa.Engine:
         return self._engine
@@ -122,25 +122,32 @@ class SQLite(Database):
         return self._writing
 
     def _lock_schema(self, connection: sa.Connection) -> None:
-        pass  # whoever writes is alone
+        pass  # one process writes at a time
 
     def close(self) -> None:
         super().close()
-        if self._in_use is not None:
-            self._in_use.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
-def in_use(path: Path, *, exclusively: bool) -> IO[bytes] | None:
-    """Hold a lock beside the database, shared by all who use it, so that nobody replaces it beneath them.
+def damaged(reason: object) -> GalleryDamaged:
+    """The error for a database that is damaged for this reason."""
+    return GalleryDamaged(
+        f"The gallery's database is damaged ({reason}). Stop the service and restore a backup with diptych restore."
+    )
 
-    None where there can't be one (a read-only directory; SQLite says so itself). Raises `GalleryInUse`.
+
+def lock_gallery(path: Path, *, exclusively: bool) -> IO[bytes] | None:
+    """Lock a file beside the database until it is closed: shared to use the database, exclusively to replace it.
+
+    None where there can't be a lock, as in a read-only directory. Raises `GalleryInUse`.
     """
     lock = path.with_name(path.name + ".lock")
     try:
         held: IO[bytes] = lock.open("ab")
     except OSError:
         try:
-            held = lock.open("rb")  # another user's: locking takes no more
+            held = lock.open("rb")  # another user's file: reading it is enough to lock it
         except OSError:
             return None
     try:
@@ -148,9 +155,9 @@ def in_use(path: Path, *, exclusively: bool) -> IO[bytes] | None:
     except OSError:
         held.close()
         raise GalleryInUse(
-            f"The gallery {path} is in use by another process. Stop the service first."
+            f"The gallery {path} is in use by another process. Stop the service, then run the command again."
             if exclusively
-            else f"The gallery {path} is being restored just now. Start again when that is done."
+            else f"The gallery {path} is being restored. Start again when that is done."
         ) from None
     return held
 
@@ -168,16 +175,16 @@ def _prepare(connection: Any, _: ConnectionPoolEntry) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    # A transaction that starts as a reader can fail when it comes to write; one that will write says so.
+    # A transaction that starts as a reader may be refused when it writes; one that will write begins as a writer.
     writes = connection.get_execution_options().get("writes", False)
-    rows(connection, "BEGIN IMMEDIATE" if writes else "BEGIN", ())
+    driver_rows(connection, "BEGIN IMMEDIATE" if writes else "BEGIN", ())
 
 
-def rows(connection: sa.Connection, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """What the driver itself answers, in the same transaction, with its errors as SQLAlchemy raises them."""
+def driver_rows(connection: sa.Connection, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Rows from the driver itself, in the connection's transaction, with errors as SQLAlchemy raises them."""
     driver: Any = connection.connection.driver_connection
     try:
-        found: list[tuple[Any, ...]] = driver.execute(sql, values).fetchall()
+        fetched: list[tuple[Any, ...]] = driver.execute(sql, values).fetchall()
     except pysqlite3.Error as problem:
         raise DBAPIError.instance(sql, None, problem, pysqlite3.Error) from problem
-    return found
+    return fetched

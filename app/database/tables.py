@@ -1,32 +1,24 @@
-"""The gallery's tables, the same in SQLite and PostgreSQL. Keys are never used twice: a cached one can only mean what
-it meant."""
+"""The gallery's tables, the same in SQLite and PostgreSQL. Keys are never used twice, so that a cached key can't come
+to mean something else."""
 
 import zlib
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from pgvector.sqlalchemy import VECTOR
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 
 from app.arrays import EmbeddingsF32
+from app.database.pgvector import Vector
 from app.errors import GalleryDamaged
 
 CRC_BYTES, CRC_RESIDUE = 4, 0x2144DF1C
 SENT_HEAD = 4  # its number of dimensions, and two bytes unused
 
 tables = sa.MetaData()
-
-
-class _Vector(VECTOR):
-    """pgvector's, whose results are read by `Embedding`."""
-
-    cache_ok = True
-
-    def result_processor(self, dialect: sa.Dialect, coltype: Any) -> Any:
-        return None
 
 
 class Embedding(sa.TypeDecorator[EmbeddingsF32]):
@@ -37,7 +29,7 @@ class Embedding(sa.TypeDecorator[EmbeddingsF32]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        return dialect.type_descriptor(_Vector() if dialect.name == "postgresql" else sa.LargeBinary())
+        return dialect.type_descriptor(Vector() if dialect.name == "postgresql" else sa.LargeBinary())
 
     def process_bind_param(self, value: EmbeddingsF32 | None, dialect: sa.Dialect) -> Any:
         return value if value is None or dialect.name == "postgresql" else packed(value)
@@ -85,12 +77,17 @@ def unpacked(stored: Sequence[bytes]) -> EmbeddingsF32:
     """Embeddings `[N, D]`. Raises `GalleryDamaged` where what is stored is not what was written."""
     words_NW = np.frombuffer(b"".join(stored), dtype="<u4").reshape(len(stored), -1)
     # The CRC-32 of bytes followed by their own CRC-32 is the same for all bytes.
-    if any(zlib.crc32(one) != CRC_RESIDUE for one in stored):
+    if any(zlib.crc32(row) != CRC_RESIDUE for row in stored):
         raise GalleryDamaged(
-            "An embedding in the gallery's database is not what was written there. Stop the service and restore a "
-            "backup: diptych restore."
+            "An embedding in the gallery's database is not what was written there (its CRC differs). Stop the service "
+            "and restore a backup with diptych restore."
         )
     return words_NW[:, :-1].view("<f4")
+
+
+def timestamp() -> str:
+    """The time now, as it is stored: UTC, ISO 8601, in seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _key() -> sa.Column[int]:
@@ -101,7 +98,7 @@ def _points_to(table: str) -> sa.Column[int]:
     return sa.Column(f"{table}_key", sa.BigInteger, sa.ForeignKey(f"{table}.key", ondelete="CASCADE"), nullable=False)
 
 
-# Encoders that the gallery has embeddings of. The active one answers; another is being prepared, or was left.
+# Encoders that the gallery has embeddings of. The active one answers; another is being prepared, or was replaced.
 model = sa.Table(
     "model",
     tables,
@@ -114,8 +111,8 @@ model = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# `searchable_count` are the identities that have references. Counted as they come and go: counting a million rows
-# for each search would take longer than the search.
+# `searchable_count` is the number of identities that have references. The counts are kept up to date with each change:
+# counting a million rows for each search would take longer than the search.
 collection = sa.Table(
     "collection",
     tables,
@@ -127,7 +124,7 @@ collection = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# A collection so named is deleted, and waits to be purged; no caller's name begins like that.
+# A collection whose name begins so is deleted, and waits to be purged. A caller's name can't hold this character.
 DELETED = "\x7f"
 LIVE = ~collection.c.name.startswith(DELETED)
 
@@ -166,14 +163,14 @@ reference = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# Apart from `reference`, so that a second encoder's embeddings can grow beside those that answer.
+# A table of its own, so that a second encoder's embeddings can grow beside those that answer.
 embedding = sa.Table(
     "embedding",
     tables,
     _key(),
     _points_to("reference"),
     _points_to("model"),
-    # Those of its reference: a search reads no other table for what it compares.
+    # Copies of its reference's, so that a search reads no other table for what it compares.
     sa.Column("identity_key", sa.BigInteger, nullable=False),
     sa.Column("collection_key", sa.BigInteger, nullable=False),
     sa.Column("vector", Embedding, nullable=False),
@@ -182,9 +179,9 @@ embedding = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# SQLite only: one row for each embedding that came or went, written by triggers, in the order of commits. Whoever
-# caches embeddings has seen everything up to some row, and reads on from there if that row is still the same: the
-# random token tells it from a row of another history, such as that after a backup was restored.
+# SQLite only: one row for each embedding that was added or deleted, written by triggers, in the order of commits. A
+# cache has seen everything up to some row, and reads on from there if that row is still the same: the random token
+# tells it from a row of another history, such as that after a backup was restored.
 change = sa.Table(
     "change",
     tables,
@@ -197,7 +194,7 @@ change = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# Kept images whose reference is gone and that are not yet deleted.
+# Kept images of deleted references, until the images are deleted too.
 leftover = sa.Table("leftover", tables, sa.Column("original_id", sa.Text, primary_key=True))
 
 idempotency = sa.Table(
@@ -205,14 +202,23 @@ idempotency = sa.Table(
     tables,
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("fingerprint", sa.Text, nullable=False),
-    sa.Column("answer", sa.JSON, nullable=False),
+    # These three are null once what the answer names was deleted.
+    sa.Column("answer", sa.JSON(none_as_null=True)),
+    sa.Column("identity_key", sa.BigInteger, index=True),
+    sa.Column("collection_key", sa.BigInteger, index=True),
     sa.Column("created_at", sa.Text, nullable=False, index=True),
 )
 
-# One row. Images in a bucket or a directory carry this name, since other galleries may keep theirs there too.
-about = sa.Table("about", tables, sa.Column("gallery_id", sa.Text, primary_key=True))
+# One row. Images in a bucket or a directory carry the gallery's id, since other galleries may keep theirs there too.
+# The secret keys the hashes of requests in `idempotency`.
+about = sa.Table(
+    "about",
+    tables,
+    sa.Column("gallery_id", sa.Text, primary_key=True),
+    sa.Column("secret", sa.Text, nullable=False, server_default=""),
+)
 
-# Whoever has one may use the service. `scopes` are a list; so are `collections`, null for all.
+# Keys for the service. `scopes` is a list; so is `collections`, null for all.
 api_key = sa.Table(
     "api_key",
     tables,

@@ -12,17 +12,18 @@ from sqlalchemy.exc import DBAPIError
 
 from app.errors import GalleryDamaged, StorageUnavailable, UsageError
 
-REVISIONS = ("0001", "0002", "0003")  # those in app/migrations, oldest first; a test holds them together
+REVISIONS = ("0001", "0002", "0003", "0004")  # those in migrations/versions, oldest first; a test compares them
 SCHEMA = REVISIONS[-1]
 
 T = TypeVar("T")
 
 
 class Database(ABC):
-    """`read` and `write` are the only ways in."""
+    """Everything goes through `read`, `write` and `execute`. Each raises `StorageUnavailable` where the database can't
+    be used, for the reasons that `refusal` names, and `GalleryDamaged` where it is damaged."""
 
     name: ClassVar[str]
-    # How often a transaction is tried that others got in the way of.
+    # How often a transaction is tried if others get in its way.
     attempts: ClassVar[int] = 1
 
     def __init__(self, engine: sa.Engine, where: str) -> None:
@@ -33,15 +34,14 @@ class Database(ABC):
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A snapshot: everything read inside belongs to one moment. Raises `StorageUnavailable`."""
+        """A snapshot: everything read inside belongs to one moment."""
         with self._translated(), self._reader().connect() as connection, connection.begin():
             yield connection
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Do `work` in one transaction, which is on disk when this returns; all of it, or nothing.
+        """Do `work` in one transaction: all of it, or nothing. It is on disk when this returns.
 
         `work` may be called again if other transactions got in its way, so it must not change anything else.
-        Raises `StorageUnavailable` where the database can't be written to, for the reasons that `refusal` names.
         """
         for attempt in range(self.attempts):
             try:
@@ -57,17 +57,21 @@ class Database(ABC):
             time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  so that they do not collide again
         raise AssertionError("unreachable")
 
+    def execute(self, statement: sa.Executable) -> int:
+        """One statement in a transaction of its own; how many rows it changed."""
+        return self.write(lambda connection: connection.execute(statement).rowcount)
+
     def migrate(self) -> None:
         """Bring the schema up to `SCHEMA`. Raises `UsageError` for one of a newer Diptych, or no database."""
         try:
             self.write(self._migrate)
         except StorageUnavailable as problem:
             raise UsageError(
-                f"The gallery {self.where} can't be opened: {problem.detail}{self.said(problem)}"
+                f"The gallery {self.where} can't be opened: {problem.detail}{self.cause_for_operator(problem)}"
             ) from None
 
-    def said(self, problem: StorageUnavailable) -> str:
-        """What the operator, but no caller, is told beyond that."""
+    def cause_for_operator(self, problem: StorageUnavailable) -> str:
+        """What the log and commands add to an error, and callers are not told."""
         return ""
 
     def _migrate(self, connection: sa.Connection) -> None:
@@ -81,19 +85,19 @@ class Database(ABC):
 
     def schema(self, connection: sa.Connection) -> str | None:
         """The schema that the gallery has now; another process may have migrated it."""
-        found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-        return found
+        revision: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        return revision
 
     def _revision(self, connection: sa.Connection) -> str | None:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
-        found = self.schema(connection)
-        if found is not None and found not in REVISIONS:
+        revision = self.schema(connection)
+        if revision is not None and revision not in REVISIONS:
             raise UsageError(
-                f"The gallery {self.where} has schema {found!r}, which this version of Diptych does not know (it knows "
-                f"up to {SCHEMA}). Use the Diptych that wrote it, or another gallery."
+                f"The gallery {self.where} has schema {revision!r}, and this version of Diptych knows schemas up to "
+                f"{SCHEMA}. Use the version that wrote it, or another gallery."
             )
-        return found
+        return revision
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -114,12 +118,12 @@ class Database(ABC):
 
     @abstractmethod
     def refusal(self, problem: BaseException | None) -> StorageUnavailable | None:
-        """What a caller is told of a driver's error; None for a mistake of ours: a statement that can't be right, or a
-        rule that it breaks."""
+        """The error that a caller gets for a driver's error; None for a mistake in our own code: a statement that is
+        wrong, or that violates a constraint."""
 
     @abstractmethod
     def collided(self, problem: StorageUnavailable) -> bool:
-        """Whether the transaction failed only because of others, and is worth another try."""
+        """Whether the transaction failed only because of other transactions, so that a retry may succeed."""
 
     @abstractmethod
     def is_writable(self) -> None:
@@ -136,7 +140,7 @@ class Database(ABC):
         """Let one process at a time migrate."""
 
     def reconnect(self) -> None:
-        """Take new connections from now on: old ones may remember that the disk was read-only."""
+        """Open new connections from now on: old ones may remember that the disk was read-only."""
         self._engine.dispose()
 
     def close(self) -> None:

@@ -1,33 +1,21 @@
-"""Collections and identities: queries and changes as functions of a connection. The caller holds the transaction.
+"""Collections: queries and changes as functions of a connection. The caller holds the transaction.
 
 Whoever changes something in a collection locks its row first, so that changes to one collection follow each other.
 """
 
-import base64
-import binascii
-import json
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.database.statements import Statement
-from app.database.tables import DELETED, LIVE, collection, identity, leftover, reference
-from app.errors import IdentityExists, InvalidRequest, UnknownCollection, UnknownIdentity
+from app.database.tables import DELETED, LIVE, collection, identity, leftover, reference, timestamp
+from app.errors import UnknownCollection
 from app.gallery.filters import Filter, matches_filter
-from app.gallery.names import check_metadata_size
+from app.gallery.idempotency import empty_answers_of_collection
 
-# References of a large deleted collection that are deleted together.
+# References of a large deleted collection that are deleted in one transaction.
 PURGED_AT_ONCE = 5000
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-# --- collections -------------------------------------------------------------------------------------------
-
 
 _NAMED = sa.select(collection.c.key).where(collection.c.name == sa.bindparam("name"))
 NAMED, NAMED_LOCKED = Statement(_NAMED), Statement(_NAMED.with_for_update())
@@ -36,7 +24,7 @@ COUNTS = Statement(
         collection.c.key == sa.bindparam("key")
     )
 )
-COUNT = Statement(
+ADJUST_COUNTS = Statement(
     sa.update(collection)
     .where(collection.c.key == sa.bindparam("of"))
     .values(
@@ -44,38 +32,30 @@ COUNT = Statement(
         searchable_count=collection.c.searchable_count + sa.bindparam("searchable"),
     )
 )
-IDENTITY = Statement(
-    sa.select(identity.c.key).where(
-        identity.c.collection_key == sa.bindparam("within"), identity.c.name == sa.bindparam("name")
-    )
-)
-NEW_IDENTITY = Statement(
-    sa.insert(identity)
-    .values({name: sa.bindparam(name) for name in ("collection_key", "name", "metadata", "created_at")})
-    .returning(identity.c.key)
-)
 
 
 def collection_key(connection: sa.Connection, name: str, *, lock: bool = False) -> int:
-    """With `lock`, nobody else changes the collection before the transaction ends. Raises `UnknownCollection`."""
+    """The key of a collection. With `lock`, nobody else changes it before the transaction ends.
+
+    Raises `UnknownCollection` where there is none of that name.
+    """
     row = (NAMED_LOCKED if lock else NAMED).first(connection, name=name)
     if row is None:
         raise UnknownCollection(
-            f"There is no collection {name!r}. One comes to be when something is enrolled into it; "
-            "GET /collections lists them."
+            f"There is no collection {name!r}. Enrolling into a collection creates it; GET /collections lists them."
         )
     return int(row[0])
 
 
 def ensure_collection(connection: sa.Connection, name: str) -> int:
-    """The locked collection of that name, made if need be."""
+    """The key of the collection of that name, locked, and created if necessary."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     for _ in range(10):
         try:
             return collection_key(connection, name, lock=True)
         except UnknownCollection:
-            connection.execute(insert(collection).values(name=name, created_at=now()).on_conflict_do_nothing())
-    raise AssertionError(f"the collection {name!r} goes as often as it comes")
+            connection.execute(insert(collection).values(name=name, created_at=timestamp()).on_conflict_do_nothing())
+    raise AssertionError(f"the collection {name!r} is deleted as often as it is created")
 
 
 def list_collections(connection: sa.Connection) -> list[dict[str, Any]]:
@@ -95,28 +75,30 @@ def list_collections(connection: sa.Connection) -> list[dict[str, Any]]:
 
 
 def delete_collection(connection: sa.Connection, name: str) -> None:
-    """Delete a collection with all in it: at once, or, of a large one, the name at once and the rest by `purge`.
+    """Delete a collection and everything in it. A large one loses its name at once, the rest goes with
+    `purge_collections`.
 
     Raises `UnknownCollection`.
     """
     key = collection_key(connection, name, lock=True)
-    _, references = searched(connection, key)
+    empty_answers_of_collection(connection, key)
+    _, references = count_searched(connection, key)
     if references > PURGED_AT_ONCE:
-        gone = sa.update(collection).where(collection.c.key == key).values(name=f"{DELETED}{key}")
-        connection.execute(gone)
+        renamed = sa.update(collection).where(collection.c.key == key).values(name=f"{DELETED}{key}")
+        connection.execute(renamed)
         return
     within = sa.select(identity.c.key).where(identity.c.collection_key == key)
     forget_originals(connection, reference.c.identity_key.in_(within))
     connection.execute(sa.delete(collection).where(collection.c.key == key))
 
 
-def has_deleted(connection: sa.Connection) -> bool:
-    """Whether there is something to purge."""
+def has_deleted_collections(connection: sa.Connection) -> bool:
+    """Whether a deleted collection waits to be purged."""
     return connection.scalar(sa.select(collection.c.key).where(~LIVE).limit(1)) is not None
 
 
-def purge(connection: sa.Connection) -> bool:
-    """Delete some of what large deleted collections left; whether there may be more. Each time a short transaction."""
+def purge_collections(connection: sa.Connection) -> bool:
+    """Delete a part of what large deleted collections left, in a short transaction. Whether there may be more."""
     key = connection.scalar(sa.select(collection.c.key).where(~LIVE).limit(1).with_for_update())
     if key is None:
         return False
@@ -136,151 +118,34 @@ def purge(connection: sa.Connection) -> bool:
     return True
 
 
-def searched(connection: sa.Connection, key: int, where: Filter | None = None) -> tuple[int, int]:
+def count_searched(connection: sa.Connection, key: int, wanted: Filter | None = None) -> tuple[int, int]:
     """How many identities with references, and how many references, a search of the collection covers."""
-    if where is not None:
-        those = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(identity.c.reference_count), 0)).where(
-            identity.c.collection_key == key, identity.c.reference_count > 0, matches_filter(connection, where)
+    if wanted is not None:
+        filtered = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(identity.c.reference_count), 0)).where(
+            identity.c.collection_key == key, identity.c.reference_count > 0, matches_filter(connection, wanted)
         )
-        identities, references = connection.execute(those).one()
+        identities, references = connection.execute(filtered).one()
         return int(identities), int(references)
     row = COUNTS.first(connection, key=key)
     return (int(row[0]), int(row[1])) if row else (0, 0)
 
 
-def sizes(connection: sa.Connection) -> tuple[int, int]:
+def count_enrolled(connection: sa.Connection) -> tuple[int, int]:
     """Identities with references, and references, in all collections."""
     sums = (
-        sa.func.coalesce(sa.func.sum(of), 0) for of in (collection.c.searchable_count, collection.c.reference_count)
+        sa.func.coalesce(sa.func.sum(column), 0)
+        for column in (collection.c.searchable_count, collection.c.reference_count)
     )
     identities, references = connection.execute(sa.select(*sums).where(LIVE)).one()
     return int(identities), int(references)
 
 
-def count(connection: sa.Connection, collection_key: int, *, references: int, searchable: int) -> None:
-    """Note that so many references, and identities with references, came (or went, if negative)."""
-    COUNT.run(connection, of=collection_key, references=references, searchable=searchable)
+def adjust_counts(connection: sa.Connection, collection_key: int, *, references: int, searchable: int) -> None:
+    """Add to a collection's numbers of references and of identities with references; subtract if negative."""
+    ADJUST_COUNTS.run(connection, of=collection_key, references=references, searchable=searchable)
 
 
 def forget_originals(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
-    """Note kept images that lose their references, for `originals` to delete once that is certain."""
+    """List the kept images of these references in `leftover`. `originals` deletes them once this is committed."""
     kept = sa.select(reference.c.original_id).where(which, reference.c.original_id.is_not(None))
     connection.execute(sa.insert(leftover).from_select(["original_id"], kept))
-
-
-# --- identities --------------------------------------------------------------------------------------------
-
-
-def identity_key(connection: sa.Connection, collection_name: str, name: str, *, lock: bool = False) -> int:
-    """With `lock`, nobody else changes its collection. Raises `UnknownCollection` or `UnknownIdentity`."""
-    within = collection_key(connection, collection_name, lock=lock)
-    row = IDENTITY.first(connection, within=within, name=name)
-    if row is None:
-        raise UnknownIdentity(f"There is no identity {name!r} in the collection {collection_name!r}.")
-    return int(row[0])
-
-
-def ensure_identity(
-    connection: sa.Connection, collection_key: int, name: str, metadata: dict[str, Any] | None = None
-) -> int:
-    """The identity of that name in a locked collection, made if need be, with metadata merged in."""
-    row = IDENTITY.first(connection, within=collection_key, name=name)
-    if row is None:
-        row = NEW_IDENTITY.first(connection, collection_key=collection_key, name=name, metadata={}, created_at=now())
-    assert row is not None  # noqa: S101  an insert answers its key
-    key = int(row[0])
-    if metadata:
-        _merge_metadata(connection, key, metadata)
-    return key
-
-
-def list_identities(
-    connection: sa.Connection, collection_name: str, limit: int, cursor: str | None
-) -> tuple[list[dict[str, Any]], str | None]:
-    """A page of identities by name, and the cursor of the next. Raises `UnknownCollection`, `InvalidRequest`."""
-    within = collection_key(connection, collection_name)
-    query = (
-        sa.select(
-            identity.c.name.label("identity"),
-            identity.c.metadata,
-            identity.c.reference_count.label("references"),
-            identity.c.created_at,
-        )
-        .where(identity.c.collection_key == within)
-        .order_by(identity.c.name)
-        .limit(limit + 1)
-    )
-    if cursor is not None:
-        query = query.where(identity.c.name > _after(cursor))
-    rows = [dict(row) for row in connection.execute(query).mappings()]
-    if len(rows) <= limit:
-        return rows, None
-    last = str(rows[limit - 1]["identity"])
-    return rows[:limit], base64.urlsafe_b64encode(last.encode()).decode()
-
-
-def _after(cursor: str) -> str:
-    try:
-        name = base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeError):
-        name = "\0"
-    if "\0" in name:
-        raise InvalidRequest("`cursor` is none that this service gave. Leave it out to start anew.")
-    return name
-
-
-def get_identity(connection: sa.Connection, collection_name: str, name: str) -> dict[str, Any]:
-    """One identity with its metadata and references. Raises `UnknownCollection` or `UnknownIdentity`."""
-    key = identity_key(connection, collection_name, name)
-    row = connection.execute(sa.select(identity.c.metadata, identity.c.created_at).where(identity.c.key == key)).one()
-    references = connection.execute(
-        sa.select(reference.c.reference_id, reference.c.filename, reference.c.created_at)
-        .where(reference.c.identity_key == key)
-        .order_by(reference.c.key)
-    )
-    return {
-        "collection": collection_name,
-        "identity": name,
-        "metadata": row.metadata,
-        "created_at": row.created_at,
-        "references": [dict(found) for found in references.mappings()],
-    }
-
-
-def change_identity(
-    connection: sa.Connection,
-    collection_name: str,
-    name: str,
-    new_name: str | None,
-    metadata: dict[str, Any] | None,
-) -> None:
-    """Rename an identity, merge into its metadata, or both. Raises `IdentityExists`, `UnknownIdentity`."""
-    key = identity_key(connection, collection_name, name, lock=True)
-    if metadata:
-        _merge_metadata(connection, key, metadata)
-    if new_name is not None and new_name != name:
-        taken = sa.select(identity.c.key).where(
-            identity.c.collection_key == collection_key(connection, collection_name),
-            identity.c.name == new_name,
-        )
-        if connection.scalar(taken) is not None:
-            raise IdentityExists(f"The collection {collection_name!r} has an identity {new_name!r} already.")
-        connection.execute(sa.update(identity).where(identity.c.key == key).values(name=new_name))
-
-
-def delete_identity(connection: sa.Connection, collection_name: str, name: str) -> None:
-    """Delete an identity with its references. Raises `UnknownCollection` or `UnknownIdentity`."""
-    key = identity_key(connection, collection_name, name, lock=True)
-    forget_originals(connection, reference.c.identity_key == key)
-    held = sa.select(identity.c.collection_key, identity.c.reference_count).where(identity.c.key == key)
-    within, references = connection.execute(held).one()
-    connection.execute(sa.delete(identity).where(identity.c.key == key))
-    count(connection, within, references=-references, searchable=-int(references > 0))
-
-
-def _merge_metadata(connection: sa.Connection, key: int, new: dict[str, Any]) -> None:
-    """Top-level keys replace; null removes (RFC 7396, one level deep)."""
-    old = connection.scalar(sa.select(identity.c.metadata).where(identity.c.key == key)) or {}
-    merged = {name: value for name, value in {**old, **new}.items() if value is not None}
-    check_metadata_size(len(json.dumps(merged, ensure_ascii=False).encode()))
-    connection.execute(sa.update(identity).where(identity.c.key == key).values(metadata=merged))

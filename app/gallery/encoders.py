@@ -1,67 +1,64 @@
 """Which encoder a gallery belongs to: one is active, and embeddings of different ones are never compared."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
+from app.database.pgvector import index_ddl
 from app.database.statements import Statement
-from app.database.tables import LIVE, collection, embedding, model
+from app.database.tables import LIVE, collection, embedding, model, timestamp
 from app.errors import GalleryMoved, ModelMismatch
 
-# Any number that others don't take.
+# Any number that no other advisory lock has.
 REGISTER_LOCK = 0x6469707479636802
 
 
 @dataclass(frozen=True)
-class Model:
-    """An encoder that the gallery knows, and the checkpoint that it was last loaded from."""
+class Loaded:
+    """The encoder that this process has loaded, and the checkpoint that it is from."""
 
-    key: int
     model_id: str
     embedding_dim: int
     checkpoint: str
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The encoder that asks."""
+class Model(Loaded):
+    """An encoder that the gallery knows, and the checkpoint that it was last loaded from."""
 
-    model_id: str
-    embedding_dim: int
-    checkpoint: str
+    key: int
 
 
-_COLUMNS = (model.c.key, model.c.model_id, model.c.embedding_dim, model.c.checkpoint)
+_COLUMNS = (model.c.model_id, model.c.embedding_dim, model.c.checkpoint, model.c.key)
 ACTIVE = Statement(sa.select(*_COLUMNS).where(model.c.active))
 ACTIVE_LOCKED = Statement(sa.select(*_COLUMNS).where(model.c.active).with_for_update(read=True))
 
 
-def active(connection: sa.Connection, *, lock: bool = False) -> Model | None:
-    """The encoder whose embeddings answer; with `lock`, nobody changes that before the transaction ends."""
+def active_model(connection: sa.Connection, *, lock: bool = False) -> Model | None:
+    """The encoder whose embeddings answer. With `lock`, nobody changes that before the transaction ends."""
     row = (ACTIVE_LOCKED if lock else ACTIVE).first(connection)
     return None if row is None else Model(*row)
 
 
-def key_of(connection: sa.Connection, loaded: Loaded, *, lock: bool = False) -> int | None:
+def find_model_key(connection: sa.Connection, loaded: Loaded, *, lock: bool = False) -> int | None:
     """The key of this model if it is the active one; None if nothing is enrolled.
 
-    Raises `ModelMismatch` if the gallery holds embeddings of another encoder, `GalleryMoved` if it was this one's.
+    Raises `ModelMismatch` if the gallery holds embeddings of another encoder; that is `GalleryMoved` if it still has
+    embeddings of this one too.
     """
-    found = active(connection, lock=lock)
-    if found is None:
+    active = active_model(connection, lock=lock)
+    if active is None:
         return None
-    if found.model_id == loaded.model_id:
-        _check_dim(found.embedding_dim, loaded)
-        return found.key
-    if has_embeddings(connection, found.key):
-        # Embeddings of the one that asks are what a gallery has that moved on to another.
-        error = GalleryMoved if was_active(connection, loaded.model_id) else ModelMismatch
-        where = f" ({found.checkpoint})" if found.checkpoint else ""
+    if active.model_id == loaded.model_id:
+        _check_dim(active.embedding_dim, loaded)
+        return active.key
+    if has_embeddings(connection, active.key):
+        error = GalleryMoved if knows_model(connection, loaded.model_id) else ModelMismatch
+        where = f" ({active.checkpoint})" if active.checkpoint else ""
         raise error(
-            f"The gallery was enrolled with model {found.model_id}, this is model {loaded.model_id}: their embeddings "
-            f"can't be compared. Serve the checkpoint of that model{where}, or move the gallery to the new one with "
-            "diptych migrate."
+            f"The gallery was enrolled with model {active.model_id}, and this is model {loaded.model_id}: their "
+            f"embeddings can't be compared. Serve the checkpoint of that model{where}, or move the gallery to the new "
+            "model with diptych migrate."
         )
     return None
 
@@ -69,33 +66,33 @@ def key_of(connection: sa.Connection, loaded: Loaded, *, lock: bool = False) -> 
 def _check_dim(dim: int, loaded: Loaded) -> None:
     if dim != loaded.embedding_dim:
         raise ModelMismatch(
-            f"The gallery calls embeddings of {dim} numbers those of model {loaded.model_id}, whose have "
-            f"{loaded.embedding_dim}: they were imported from a file that is wrong about it. Use another gallery."
+            f"The gallery has embeddings of {dim} numbers for model {loaded.model_id}, which makes embeddings of "
+            f"{loaded.embedding_dim}: the file that they were imported from was wrong. Use another gallery."
         )
 
 
 def has_embeddings(connection: sa.Connection, key: int) -> bool:
-    """Whether the gallery has any of this model, beside those that wait to be purged."""
-    some = sa.select(embedding.c.key).join(collection, collection.c.key == embedding.c.collection_key)
-    return connection.scalar(some.where(embedding.c.model_key == key, LIVE).limit(1)) is not None
+    """Whether the gallery has any of this model; those of deleted collections do not count."""
+    keys = sa.select(embedding.c.key).join(collection, collection.c.key == embedding.c.collection_key)
+    return connection.scalar(keys.where(embedding.c.model_key == key, LIVE).limit(1)) is not None
 
 
-def was_active(connection: sa.Connection, model_id: str) -> bool:
-    """Whether the gallery has embeddings of this model."""
+def knows_model(connection: sa.Connection, model_id: str) -> bool:
+    """Whether the gallery has embeddings of this model, active or not."""
     key = connection.scalar(sa.select(model.c.key).where(model.c.model_id == model_id))
     return key is not None and has_embeddings(connection, key)
 
 
-def adopt(connection: sa.Connection, loaded: Loaded) -> int:
-    """The key of the encoder that asks, which becomes the gallery's if nothing is enrolled. Raises `ModelMismatch`."""
-    key = key_of(connection, loaded, lock=True)
+def adopt_model(connection: sa.Connection, loaded: Loaded) -> int:
+    """The key of the loaded encoder, which becomes the gallery's if nothing is enrolled. Raises `ModelMismatch`."""
+    key = find_model_key(connection, loaded, lock=True)
     if key is None:
         _one_at_a_time(connection)
-        lock(connection)  # what another one activates meanwhile is waited for, and seen
-        key = key_of(connection, loaded)
+        lock_models(connection)  # what another process activates meanwhile is waited for, and seen
+        key = find_model_key(connection, loaded)
     if key is None:
-        key = register(connection, loaded)
-        activate(connection, key)
+        key = register_model(connection, loaded)
+        activate_model(connection, key)
     return key
 
 
@@ -105,37 +102,34 @@ def _one_at_a_time(connection: sa.Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(REGISTER_LOCK)))
 
 
-def register(connection: sa.Connection, loaded: Loaded) -> int:
-    """The key of a model, known from now on; the index over its embeddings is made. Raises `ModelMismatch`."""
+def register_model(connection: sa.Connection, loaded: Loaded) -> int:
+    """The key of a model, known from now on, with an index over its embeddings. Raises `ModelMismatch`."""
     _one_at_a_time(connection)
-    row = connection.execute(sa.select(model.c.key, model.c.embedding_dim).where(model.c.model_id == loaded.model_id))
-    if (found := row.one_or_none()) is not None:
-        key = found.key
-        _check_dim(found.embedding_dim, loaded)
+    query = sa.select(model.c.key, model.c.embedding_dim).where(model.c.model_id == loaded.model_id)
+    if (known := connection.execute(query).one_or_none()) is not None:
+        key = int(known.key)
+        _check_dim(known.embedding_dim, loaded)
         if loaded.checkpoint:
             connection.execute(sa.update(model).where(model.c.key == key).values(checkpoint=loaded.checkpoint))
-        return int(key)
-    made = sa.insert(model).values(
+        return key
+    new = sa.insert(model).values(
         model_id=loaded.model_id,
         embedding_dim=loaded.embedding_dim,
         checkpoint=loaded.checkpoint,
         active=False,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=timestamp(),
     )
-    key = int(connection.execute(made.returning(model.c.key)).scalar_one())
+    key = int(connection.execute(new.returning(model.c.key)).scalar_one())
     if connection.dialect.name == "postgresql":
-        from app.database.engines import engine_of
-
-        version = str(connection.scalar(sa.text("SELECT version()")))
-        connection.exec_driver_sql(engine_of(version).index_ddl(key, loaded.embedding_dim))
+        connection.exec_driver_sql(index_ddl(key, loaded.embedding_dim))
     return key
 
 
-def lock(connection: sa.Connection) -> None:
+def lock_models(connection: sa.Connection) -> None:
     """Let nobody enroll before the transaction ends: whoever does locks the active model too."""
     connection.execute(sa.select(model.c.key).with_for_update())
 
 
-def activate(connection: sa.Connection, key: int) -> None:
+def activate_model(connection: sa.Connection, key: int) -> None:
     """From the end of the transaction on, this model answers, and no other."""
     connection.execute(sa.update(model).values(active=model.c.key == key))

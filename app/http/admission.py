@@ -1,7 +1,7 @@
-"""What holds before a body is parsed: whether there is a place for it, its size, and the time that it may take.
+"""Limits that apply before a body is parsed: a place at the encoder, the size of the body, and the time it takes.
 
-503  the encoder has no place for another request, or too many bytes are on their way  ->  at once, unparsed
-413  the body is larger than what is sent to this path may be                          ->  as soon as that shows
+503  the encoder has no place for another request, or too many bytes are arriving  ->  at once, without parsing
+413  the body is larger than this path allows                                      ->  as soon as that is known
 408  the body does not arrive in time
 """
 
@@ -18,16 +18,16 @@ from app.serving.resources import resources_of
 
 # Paths whose requests need the encoder.
 EMBEDDING = {"/verify", "/search", "/embed", "/enroll"}
-# A client that is still sending does not read. What is too large is read on and thrown away for so long.
+# A client that is still sending does not read the answer: so much of a body that is too large is read and discarded.
 DRAIN_FACTOR = 2
 DRAIN_SECONDS = 10.0
 
 
 class Admission:
-    """Refuses requests, or lets them in and watches their bodies arrive.
+    """Refuses requests, or admits them and watches their bodies arrive.
 
-    `limit(path)` is how many bytes a body may have, `seconds` how long it may take, `most_held` how many bytes of all
-    bodies together are held; a request that is alone may have as many as its limit says.
+    `limit(path)` is the largest body in bytes, `seconds` how long it may take, and `most_held` how many bytes of all
+    bodies together may be in memory. A single request may always use its whole limit.
     """
 
     def __init__(self, app: ASGIApp, limit: Callable[[str], int], seconds: float, most_held: int) -> None:
@@ -42,12 +42,12 @@ class Admission:
             await self.app(scope, receive, send)
             return
         headers, path = Headers(scope=scope), path_of(scope)
-        said = headers.get("content-length", "0")
-        if said == "0" and "transfer-encoding" not in headers:
+        announced = headers.get("content-length", "0")
+        if announced == "0" and "transfer-encoding" not in headers:
             await self.app(scope, receive, send)
             return
         limit = self._limit(path)
-        if not said.isdecimal() or int(said) > limit:
+        if not announced.isdecimal() or int(announced) > limit:
             await refuse(_too_large(limit), limit, scope, receive, send)
         elif path in EMBEDDING and resources_of(scope).pipeline.is_full:
             busy = Overloaded("Too many requests are waiting for the encoder. Try again in a moment.")
@@ -74,7 +74,7 @@ class Admission:
             if received > limit:
                 refusal = _too_large(limit)
             elif self._held > max(self._most_held, received):
-                refusal = Overloaded("Too many uploads are on their way. Try again in a moment.")
+                refusal = Overloaded("Too many uploads are arriving. Try again in a moment.")
             if refusal is not None:
                 if not arrived:
                     await drain(receive, DRAIN_FACTOR * limit)
@@ -84,7 +84,7 @@ class Admission:
         async def send_unless_refused(message: Message) -> None:
             nonlocal started
             if refusal is not None and not started:
-                return  # what the parser made of the interruption; the answer follows below
+                return  # the parser's answer to the interruption; ours follows below
             started = True
             await send(message)
 
@@ -94,7 +94,9 @@ class Admission:
         except TimeoutError:
             if started or not clock.expired():
                 raise
-            refusal = UploadTooSlow(f"The body took longer than {self._seconds:g} seconds. Send it again, or less.")
+            refusal = UploadTooSlow(
+                f"The body took longer than {self._seconds:g} seconds. Send it again, or send a smaller one."
+            )
         except DiptychError as problem_of_body:
             if started or problem_of_body is not refusal:
                 raise
@@ -105,11 +107,11 @@ class Admission:
 
 
 def _too_large(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The request's body has more than the {limit:,} bytes allowed here.")
+    return RequestTooLarge(f"The request body has more than the {limit:,} bytes allowed here.")
 
 
 async def refuse(refusal: DiptychError, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request whose body nobody wants; one that waits to be asked for it (`Expect`) is not asked."""
+    """Answer a request without using its body. A client that waits for permission to send it (`Expect`) gets none."""
     answer = problem(refusal, scope)
     if "expect" in Headers(scope=scope):
         answer.headers["Connection"] = "close"
@@ -119,13 +121,13 @@ async def refuse(refusal: DiptychError, limit: int, scope: Scope, receive: Recei
 
 
 def path_of(scope: Scope) -> str:
-    """The path as routes have it, behind a proxy that serves it under another one (`root_path`)."""
+    """The path as routes declare it, without the prefix of a proxy (`root_path`)."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 async def drain(receive: Receive, at_most: int) -> None:
-    """Read on for a while what is not wanted: a client that is still sending does not read the answer."""
+    """Read and discard for a while: a client that is still sending does not read the answer."""
     read, more = 0, True
     with anyio.move_on_after(DRAIN_SECONDS):
         while more and read <= at_most:

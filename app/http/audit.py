@@ -1,4 +1,4 @@
-"""Who enrolled, changed and deleted what: a line of JSON each on standard output, written after the commit."""
+"""Who enrolled, changed and deleted what: one line of JSON each on standard output, written after the commit."""
 
 import json
 import logging
@@ -12,14 +12,14 @@ log.addHandler(logging.StreamHandler(sys.stdout))
 
 
 class Audit:
-    """Of one request."""
+    """The audit lines of one request."""
 
     def __init__(self, caller: str, request_id: str) -> None:
         self._caller = caller
         self._request_id = request_id
 
     def note(self, action: str, **what: object) -> None:
-        """`caller` is the name of the key, null where there are none. Names and ids only: no image, no embedding."""
+        """Write a line. Its `caller` is the name of the key, null without keys. Pass names and ids only, no image."""
         line = {
             "audit": action,
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -1,10 +1,10 @@
-"""Who is let in, before a body is read: by API key; without keys, nobody whom a web page elsewhere may have sent.
+"""Who may ask, decided before a body is read: by API key, or without keys by where a browser's request comes from.
 
-A browser sends requests for any page that asks it to, also to loopback. Without keys nothing else tells such a request
-from one that is meant: so a page's origin has to be the service's own, and the host it was asked by one that no
-stranger's name server can point here (DNS rebinding): an address, `localhost`, or one that DIPTYCH_ALLOWED_HOSTS lists.
-Names without a dot are believed where DIPTYCH_ALLOW_NO_KEYS is set, as between containers: on somebody else's network
-that network says where they point.
+A browser sends requests on behalf of any web page, also to loopback. Without keys nothing else tells such a request
+from an intended one. So the page's origin must be the service's own, and the host name must be one that no foreign name
+server can point here (DNS rebinding): an address, `localhost`, or a name listed in DIPTYCH_ALLOWED_HOSTS. Names without
+a dot are accepted only with DIPTYCH_ALLOW_NO_KEYS, as between containers: elsewhere the local network decides where
+they point.
 """
 
 import ipaddress
@@ -22,10 +22,10 @@ from app.http.admission import path_of, refuse
 from app.http.limits import Limits
 from app.serving.resources import resources_of
 
-# For an orchestrator, which has no key, and to read.
+# Open to everybody: health for orchestrators, which have no key, and the documentation.
 OPEN = re.compile(r"/|/healthz|/readyz|/openapi\.json|/docs|/docs/oauth2-redirect|/static-offline-docs/.*")
-# The scope that a call takes; the first that fits. What is not listed is for keys that may do everything.
-SCOPES = [
+# The scope that each call needs; the first match counts. A call that is not listed needs `admin`.
+CALLS = [
     (method, re.compile(path), scope)
     for method, path, scope in (
         ("GET", r"/metrics", "watch"),
@@ -40,7 +40,7 @@ UNLISTED = "admin"
 
 
 class Guard:
-    """Puts the caller into the request's state, or answers 401, 403, 421 or 429."""
+    """Puts the caller into the state of the request, or answers 401, 403, 421 or 429."""
 
     def __init__(self, app: ASGIApp, limit: Callable[[str], int], limits: Limits) -> None:
         self.app = app
@@ -54,7 +54,7 @@ class Guard:
         path = path_of(scope)
         with ExitStack() as turn:
             try:
-                caller = scope["state"]["caller"] = self._let_in(scope)
+                caller = scope["state"]["caller"] = self._identify(scope)
                 if not OPEN.fullmatch(path):
                     turn.enter_context(self._limits.turn(caller.name or (scope["client"] or ("",))[0]))
             except RequestError as refusal:
@@ -62,7 +62,7 @@ class Guard:
                 return
             await self.app(scope, receive, send)
 
-    def _let_in(self, scope: Scope) -> Caller:
+    def _identify(self, scope: Scope) -> Caller:
         headers, resources = Headers(scope=scope), resources_of(scope)
         keyring, settings = resources.live.keyring, resources.settings
         if not keyring.by_id and settings.is_open:
@@ -75,13 +75,13 @@ class Guard:
         caller = keyring.caller(token_in(headers))
         wanted = scope_of(scope["method"], path)
         if not caller.may(wanted):
-            raise NotAllowed(f"The key {caller.name!r} may not do this: it takes the scope `{wanted}`.")
+            raise NotAllowed(f"The key {caller.name!r} lacks the scope `{wanted}`.")
         return caller
 
 
 def scope_of(method: str, path: str) -> str:
-    """The scope that a call takes."""
-    fitting = (scope for listed, paths, scope in SCOPES if listed == method and paths.fullmatch(path))
+    """The scope that a call needs."""
+    fitting = (scope for listed, paths, scope in CALLS if listed == method and paths.fullmatch(path))
     return next(fitting, UNLISTED)
 
 
@@ -92,28 +92,29 @@ def token_in(headers: Headers) -> str | None:
 
 
 def check_browser(method: str, headers: Headers, allowed: Collection[str], *, dotless: bool) -> None:
-    """Raises `UnknownHost` or `ForeignOrigin`. Following a link is allowed: the page it is on learns nothing by it."""
+    """Raises `UnknownHost` or `ForeignOrigin`. Following a link is allowed: its page does not see the answer."""
     host = headers.get("host", "")
     if not (is_ours(_name(host), dotless=dotless) or _name(host) in allowed):
         raise UnknownHost(
-            f"Without API keys the service does not answer by the name {host[:80]!r}. Ask it by its address, make a "
-            "key (diptych keys create), or list the name in DIPTYCH_ALLOWED_HOSTS."
+            f"Without API keys the service does not answer under the name {host[:80]!r}. Use its address, make a key "
+            "(diptych keys create), or add the name to DIPTYCH_ALLOWED_HOSTS."
         )
     origin = headers.get("origin")
     foreign = origin is not None and origin.partition("://")[2] != host
-    # Followed, not framed: what a frame shows may be clicked on without being seen.
+    # Not in a frame: a user could be made to click on it without seeing it.
     linked = (
         method == "GET"
         and headers.get("sec-fetch-mode") == "navigate"
         and headers.get("sec-fetch-dest", "document") == "document"
     )
     if foreign or (headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not linked):
-        raise ForeignOrigin("Without API keys the service answers no web pages but its own.")
+        page = f"The page {origin[:80]}" if origin and "://" in origin else "A page of another site"
+        raise ForeignOrigin(f"{page} may not call this service. Add it to DIPTYCH_CORS_ORIGINS.")
 
 
 @lru_cache(maxsize=256)
 def is_ours(name: str, *, dotless: bool) -> bool:
-    """Whether nobody elsewhere can make the name point here: an address, `localhost`; `dotless` names if said so."""
+    """Whether no foreign name server can point the name here: an address, `localhost`, or, if `dotless`, `diptych`."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

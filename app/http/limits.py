@@ -1,4 +1,4 @@
-"""How often one caller may ask, and how much at once; each process counts for itself."""
+"""How many requests one caller may send, in a time and at once. Each process counts for itself."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from app.errors import TooManyRequests
 
 
 class Limits:
-    """By the name of the key, or the address where there is none."""
+    """Counts by the name of the key, or by the address where there are no keys."""
 
     def __init__(self, most: str, at_once: int) -> None:
         self._rate = parse(most) if most else None
@@ -24,12 +24,12 @@ class Limits:
 
     @contextmanager
     def turn(self, who: str) -> Iterator[None]:
-        """For the time of one request. Raises `TooManyRequests`."""
+        """Counts one request while entered. Raises `TooManyRequests`."""
         if self._at_once and self._under_way[who] >= self._at_once:
-            raise TooManyRequests(f"{self._at_once} requests at once are allowed. Wait for the answers.", 1)
+            raise TooManyRequests(f"At most {self._at_once} requests at once are allowed. Wait for their answers.", 1)
         if self._rate is not None and not self._window.hit(self._rate, who):
             wait = self._window.get_window_stats(self._rate, who).reset_time - time.time()
-            raise TooManyRequests(f"{self._rate} are allowed.", max(1, math.ceil(wait)))
+            raise TooManyRequests(f"At most {self._rate} are allowed. Try again later.", max(1, math.ceil(wait)))
         self._under_way[who] += 1
         try:
             yield

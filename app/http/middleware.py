@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, the headers of its answer, what is counted of it."""
+"""What surrounds every request: its id, the headers of its answer, metrics, the access line and the trace."""
 
 import asyncio
 import logging
@@ -16,10 +16,10 @@ from app.http.problems import problem
 from app.serving.resources import Resources, resources_of
 from app.serving.tracing import RequestSpan
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-ID"
-# The documentation's page has its script in itself; nothing is loaded from elsewhere, and nothing frames it.
+# /docs has an inline script. Nothing is loaded from other sites, and no page may frame ours.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
@@ -29,13 +29,13 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-# Paths without a name in them.
+# Paths that contain no name, for requests that were refused before they were routed.
 UNROUTED = frozenset({"/verify", "/embed", "/enroll", "/search", "/collections", "/checkpoint", "/metrics"})
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Outermost:
-    """Gives each request an id (the caller's own, if it is harmless), and answers for what nobody caught."""
+    """Gives each request an id (the caller's own, if harmless), ends JSON with a newline, answers unexpected errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -46,37 +46,44 @@ class Outermost:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        started = False
+        started = is_json = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
+            nonlocal is_json
             if message["type"] == "http.response.start":
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = request_id
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                is_json = "json" in headers.get("content-type", "")
+                if is_json and (size := headers.get("content-length")):
+                    headers["content-length"] = str(int(size) + 1)
+            elif is_json and not message.get("more_body", False):
+                message["body"] = message.get("body", b"") + b"\n"
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
-        except asyncio.CancelledError:  # the time that uvicorn gives what is under way at the end is over
+        except asyncio.CancelledError:  # the time that uvicorn gives requests at the end is over
             if started:
                 raise
             stopping = Unavailable(
-                "The service is stopping, and this took too long. Ask another, or again in a moment."
+                "The service is stopping, and this request took too long. Send it again in a moment, or to another "
+                "instance."
             )
             await problem(stopping, scope)(scope, receive, send_with_id)
         except Exception:
             log.exception("unexpected error, request %s", request_id, extra={"request_id": request_id})
             if started:
-                raise  # the answer is cut off; only the connection's end can tell the caller
-            ours = DiptychError("The service made a mistake, and it is in its log under this request_id.")
-            await problem(ours, scope)(scope, receive, send_with_id)
+                raise  # part of the answer is sent: only closing the connection tells the caller
+            failure = DiptychError("The service failed. Its log has the error under this request_id.")
+            await problem(failure, scope)(scope, receive, send_with_id)
 
 
 class Counted:
-    """Counts answers, times and logs them, by route as declared, so that names in paths are no labels."""
+    """Counts, times and logs answers, by declared route: names in paths must not become labels."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -107,7 +114,7 @@ class Counted:
             raise
         finally:
             route = route_of(scope)
-            # A caller may invent methods; series are kept for ever.
+            # A caller may invent methods, and a series stays for the life of the process.
             method = scope["method"] if scope["method"] in METHODS else "other"
             seconds = time.perf_counter() - started
             resources.metrics.under_way.dec()
@@ -120,7 +127,7 @@ class Counted:
 
 
 class Traced:
-    """A span for each request, but those that machines ask again and again."""
+    """A span for each request, except those that machines send every few seconds."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -150,6 +157,6 @@ class Traced:
 
 
 def route_of(scope: Scope) -> str:
-    """The route as declared; `none` for what there is not. What was refused before it was routed has a path alone."""
+    """The declared route; `none` for unknown paths. A request that was refused before routing has its path at most."""
     route = getattr(scope.get("route"), "path", "")
     return route or (path if (path := path_of(scope)) in UNROUTED else "none")

@@ -1,4 +1,4 @@
-"""Errors to RFC 9457 problem documents: the one handler of the tree."""
+"""Errors to problem documents (RFC 9457): one handler for the whole tree."""
 
 import logging
 import re
@@ -12,23 +12,25 @@ from starlette.types import Scope
 
 from app.errors import (
     DiptychError,
-    InvalidRequest,
     ModelMismatch,
     Overloaded,
     TooManyRequests,
     Unavailable,
 )
+from app.http.routes.examples import BY_SCHEMA
+from app.http.routes.responses import MEDIA_TYPE
 from app.http.routes.schemas import Problem
+from app.http.validation import describe_errors
 from app.serving.resources import resources_of
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = "1"
-MEDIA_TYPE = "application/problem+json"
-# Takes no key, for orchestrators have none.
+# These take no key: orchestrators have none.
 OPEN = ("/healthz", "/readyz")
-KEY = {"type": "http", "scheme": "bearer", "description": "An API key, where there are any."}
-_HTTP_CODES = {
+KEY = {"type": "http", "scheme": "bearer", "description": "An API key, if the service has any."}
+# Of errors that no code of ours raises.
+HTTP_CODES = {
     400: "malformed_request",
     404: "not_found",
     405: "method_not_allowed",
@@ -57,7 +59,7 @@ def _document(
     headers: dict[str, str],
     extra: dict[str, Any],
 ) -> Response:
-    scope.setdefault("state", {})["problem"] = code  # for `middleware` to count
+    scope.setdefault("state", {})["problem"] = code  # `Counted` counts it
     content = {
         "type": "about:blank",
         "title": title,
@@ -75,7 +77,7 @@ async def _diptych_error(request: Request, error: Exception) -> Response:
     # `GalleryMoved` knows by the embeddings left behind; where those were deleted at once, the live state remembers.
     if isinstance(error, ModelMismatch) and resources_of(request.scope).live.owns_gallery:
         error = Unavailable("The gallery is moving to another encoder. Try again in a moment.")
-    if error.status >= 500 and not isinstance(error, Overloaded):  # of which there are many, and each is an access line
+    if error.status >= 500 and not isinstance(error, Overloaded):  # those are many, and each has its access line
         request_id = request.scope.get("state", {}).get("request_id")
         log.error("%s: %s (request %s)", error.code, error, request_id, extra={"request_id": request_id})
     return problem(error, request.scope)
@@ -83,38 +85,26 @@ async def _diptych_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    if any(one["type"] == "json_invalid" for one in error.errors()):
-        return problem(InvalidRequest("The body is not valid JSON."), request.scope)
-    if any(one["type"] == "is_instance_of" for one in error.errors()):
-        names = ", ".join(str(one["loc"][1]) for one in error.errors() if one["type"] == "is_instance_of")
-        return problem(InvalidRequest(f"{names}: a file is expected; with curl, -F {names}=@path."), request.scope)
-    wrong = [
-        {"field": ".".join(str(part) for part in one["loc"][1:]) or str(one["loc"][0]), "message": one["msg"]}
-        for one in error.errors()
-    ]
-    detail = "; ".join(f"{one['field']}: {one['message']}" for one in wrong[:5])
-    if request.method == "POST" and not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        detail += ". Images and fields are sent as multipart/form-data."
-    return problem(InvalidRequest(detail, errors=wrong[:20]), request.scope)
+    return problem(describe_errors(error.errors()), request.scope)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     if isinstance(error.__cause__, DiptychError):
         return problem(error.__cause__, request.scope)
-    code = _HTTP_CODES.get(error.status_code, "http_error")
-    detail = {
-        404: f"There is nothing at {request.url.path}. GET /docs lists what there is.",
-        405: f"{request.method} is not allowed at {request.url.path}.",
-    }.get(error.status_code, str(error.detail))
-    headers = dict(error.headers or {})
+    code, path = HTTP_CODES.get(error.status_code, "http_error"), request.url.path
+    detail, headers = str(error.detail), dict(error.headers or {})
+    if error.status_code == 404:
+        detail = f"There is nothing at {path}. GET /docs lists every endpoint."
     if error.status_code == 405:
-        headers["Allow"] = ", ".join(_methods(request))
+        methods = _methods(request)
+        headers["Allow"] = ", ".join(methods)
+        detail = f"{request.method} is not allowed at {path}. Use {' or '.join(methods)}."
     return _document(error.status_code, code, code.replace("_", " ").capitalize(), detail, request.scope, headers, {})
 
 
 def _methods(request: Request) -> list[str]:
-    """All that this path knows; the router names those of its first match."""
+    """Every method that this path has. The router would name only those of the first route that matches."""
     served_under = re.escape(request.scope.get("root_path", ""))
     return sorted(
         method.upper()
@@ -124,26 +114,28 @@ def _methods(request: Request) -> list[str]:
     )
 
 
-# For the OpenAPI document. FastAPI knows one media type a route, so `install` puts the right one in.
+# For the OpenAPI document. FastAPI has one media type for each route, so `install` puts the right one in.
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": Problem, "description": "A problem document (RFC 9457) with a stable `code`."}
+    "4XX": {"model": Problem, "description": "Any other problem document (RFC 9457), with a stable `code`."}
 }
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of this application a problem document, and say so in its OpenAPI document."""
+    """Answer every error of this application with a problem document, and say so in its OpenAPI document."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
-            # Only so that the documentation asks for a key; `guard` decides, before a body is read.
+            for schema, example in BY_SCHEMA.items():  # here, since FastAPI drops every null from its document
+                document["components"]["schemas"][schema]["examples"] = [example]
+            # Only so that /docs has a field for the key. `Guard` checks keys before a body is read.
             document["components"]["securitySchemes"] = {"key": KEY}
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     content = operation["responses"]["4XX"]["content"]
                     content[MEDIA_TYPE] = content.pop("application/json")
-                    # A key, or none where there are no keys.
+                    # A key, or nothing where the service has no keys.
                     operation["security"] = [] if path in OPEN else [{"key": []}, {}]
         return generate()
 

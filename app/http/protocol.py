@@ -1,7 +1,8 @@
-"""uvicorn's HTTP/1.1, with bounds on what comes before a request is one.
+"""uvicorn's HTTP/1.1 with limits on the head of a request.
 
-Its parser (llhttp) takes a head of any length, and a connection that sends half of one may stay for ever: here a head
-has a number of bytes and seconds to arrive in, and what is no HTTP gets a problem document like every other mistake.
+uvicorn's parser (llhttp) accepts a head of any length, and a connection that sends half of one may stay open for ever.
+Here a head must arrive within a number of bytes and seconds, and bytes that are not HTTP are answered with a problem
+document, like every other error. `tests/app/http/test_uvicorn.py` names the private parts of uvicorn used here.
 """
 
 import asyncio
@@ -16,12 +17,11 @@ HEAD_SECONDS = 10.0
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. What has to come next has a time to come in, unless it is our answer: the rest of a head, or of a
-    body that was answered already."""
+    """One connection. A timer runs while the client must send: the rest of a head, or of a body answered already."""
 
-    # Bytes of a head that is not complete; None while a body is on its way.
+    # Bytes so far of an incomplete head; None while a body arrives.
     _head: int | None = 0
-    # Bytes since the last of a body: sizes of chunks, and trailers.
+    # Bytes since the last piece of a body: chunk sizes and trailers.
     _beside = 0
     _timer: asyncio.TimerHandle | None = None
     _deaf = False
@@ -41,10 +41,10 @@ class Protocol(HttpToolsProtocol):
                 self._wait()
         super().data_received(data)
         if max(self._head or 0, self._beside) > HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"The request's head has more than the {HEAD_BYTES:,} bytes allowed.")
+            self.send_400_response(f"The request head has more than the {HEAD_BYTES:,} bytes allowed.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head is not None:  # a trailer is no header (RFC 9110, 6.5.1)
+        if self._head is not None:  # a trailer is not a header (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -73,8 +73,10 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no request, and close the connection. Where another answer is due, this one would be taken for
-        it: then that one is the last."""
+        """Answer bytes that are not a request, and close the connection.
+
+        While another answer is due, the client would take this one for it: then that one is sent, as the last.
+        """
         if self.cycle is not None and not self.cycle.response_complete and self._head is not None:
             self.cycle.keep_alive = False
             self._deaf = True
@@ -88,7 +90,7 @@ class Protocol(HttpToolsProtocol):
             "code": "malformed_request",
             "request_id": request_id,
         }
-        body = json.dumps(content).encode()
+        body = json.dumps(content).encode() + b"\n"
         head = (
             "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"

@@ -1,7 +1,7 @@
-"""`diptych backup` and `restore`: a gallery in SQLite, copied whole while it is in use.
+"""`diptych backup` and `diptych restore`: a gallery in SQLite, copied while it is in use.
 
-A backup is a directory: the database as it was at one moment, the images kept in the data directory, and a
-manifest that names them and hashes the database.
+A backup is a directory: the database as it was at one moment, the images kept in the data directory, and a manifest
+with their number and a hash of the database.
 """
 
 import hashlib
@@ -16,19 +16,21 @@ from typing import Literal
 import pysqlite3
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tqdm import tqdm
 
-from app.database.sqlite import RESTORING, SQLite, in_use
+from app.database.sqlite import RESTORING, SQLite, lock_gallery
 from app.database.tables import api_key, embedding, model, reference
 from app.errors import UsageError
-from app.gallery.collections import purge
-from app.gallery.originals import DIRECTORY, Directory, sync
+from app.files import sync
+from app.gallery.collections import purge_collections
+from app.gallery.originals import DIRECTORY
+from app.gallery.stores import Directory
+from app.progress import track
 
 MANIFEST, DATABASE = "backup.json", "diptych.db"
 
 
 class Manifest(BaseModel):
-    """What a backup says of itself."""
+    """The description of a backup, in `backup.json`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,14 +45,15 @@ class Manifest(BaseModel):
 
 
 def back_up(database: SQLite, data_dir: Path, to: Path, *, progress: bool) -> Manifest:
-    """Write a backup to the new directory `to`; the service may enroll and delete meanwhile.
+    """Write a backup to the new directory `to`. The service may enroll and delete in the meantime.
 
-    It is checked before it counts as one. Raises `UsageError` where `to` exists or can't be written.
+    It is checked before it gets its name. Raises `UsageError` where `to` exists, `GalleryDamaged` where the gallery is
+    damaged, and `OSError` where `to` can't be written.
     """
     if to.exists():
-        raise UsageError(f"{to} exists. Give a new directory, such as one named after the day.")
-    while database.write(purge):  # what is deleted is in no backup
-        time.sleep(0.01)  # others have their turn
+        raise UsageError(f"{to} exists. Give a new directory, for example one named after the date.")
+    while database.write(purge_collections):  # what was deleted must not be in a backup
+        time.sleep(0.01)  # let others write
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -68,33 +71,32 @@ def back_up(database: SQLite, data_dir: Path, to: Path, *, progress: bool) -> Ma
 
 
 def _complete(partial: Path, kept: Directory, *, progress: bool) -> Manifest:
-    """Check the copied database, and put the images beside it that its references name."""
+    """Check the copied database, and copy the images that its references name."""
     copy = SQLite(partial / DATABASE)
     try:
         copy.check()
-        images, gone, elsewhere = 0, [], 0
+        images, missing, elsewhere = 0, [], 0
         with copy.read() as connection:
             references = connection.scalar(sa.select(sa.func.count()).select_from(reference)) or 0
             active = connection.scalar(sa.select(model.c.model_id).where(model.c.active))
             stored = connection.scalars(sa.select(embedding.c.vector).execution_options(yield_per=10_000))
             sum(1 for _ in stored)  # reading an embedding checks it
             named = connection.scalars(sa.select(reference.c.original_id).where(reference.c.original_id.is_not(None)))
-            for original_id in tqdm(named, desc="images", unit="image", disable=None if progress else True):
+            for original_id in track(named, "copying", "images", enabled=progress):
                 if not original_id.startswith(kept.name + "-"):
                     elsewhere += 1
                 elif _copied(kept.path(original_id), Directory(partial / DIRECTORY).path(original_id)):
                     images += 1
                 else:
-                    gone.append(original_id)
-        for original_id in gone:  # deleted with its reference while the images were copied
-            forget = sa.update(reference).where(reference.c.original_id == original_id).values(original_id=None)
-            copy.write(lambda connection, forget=forget: connection.execute(forget))  # type: ignore[misc]
+                    missing.append(original_id)
+        for original_id in missing:  # deleted with its reference while the images were copied
+            copy.execute(sa.update(reference).where(reference.c.original_id == original_id).values(original_id=None))
         with copy.read() as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
         copy.close()
-    for leaving in partial.glob(f"{DATABASE}-*"):
-        leaving.unlink()
+    for log_file in partial.glob(f"{DATABASE}-*"):
+        log_file.unlink()
     (partial / f"{DATABASE}.lock").unlink(missing_ok=True)
     return Manifest(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -107,16 +109,17 @@ def _complete(partial: Path, kept: Directory, *, progress: bool) -> Manifest:
 
 
 def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifest:
-    """Put a backup in the place of the gallery in the data directory `to`, which no process may have open.
+    """Replace the gallery in the data directory `to`, which no process may have open, by a backup.
 
-    What was there is moved aside, never deleted. Raises `UsageError` for what is no whole backup, or a gallery in use.
+    The gallery that was there is moved aside, never deleted. Raises `UsageError` for a backup that is not whole or a
+    gallery that exists without `replace`, and `GalleryInUse` where a process has it open.
     """
     manifest = _manifest(backup)
     database = to / DATABASE
     if database.exists() and not replace:
-        raise UsageError(f"{database} exists. With --replace it is moved aside, and the backup takes its place.")
+        raise UsageError(f"{database} exists. Add --replace to move it aside and restore the backup in its place.")
     to.mkdir(parents=True, exist_ok=True)
-    held = in_use(database, exclusively=True)
+    lock = lock_gallery(database, exclusively=True)
     incoming = to / RESTORING
     try:
         shutil.rmtree(incoming, ignore_errors=True)
@@ -124,26 +127,26 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
         shutil.copyfile(backup / DATABASE, incoming / DATABASE)
         if (backup / DIRECTORY).is_dir():
             files = [path for path in (backup / DIRECTORY).rglob("*") if path.is_file()]
-            for path in tqdm(files, desc="images", unit="image", disable=None if progress else True):
+            for path in track(files, "copying", "images", enabled=progress):
                 _copied(path, incoming / path.relative_to(backup))
-        _rename(incoming / DATABASE)
+        _new_gallery_id(incoming / DATABASE)
         _carry_keys(database, incoming / DATABASE)
         _sync_tree(incoming)
         _move_aside(to)
-        # The database last: without it there is no gallery, and a start would make an empty one beside the images.
+        # The database last: until then, SQLite refuses to open the gallery, instead of creating an empty one.
         for name in (DIRECTORY, DATABASE):
             if (incoming / name).exists():
                 (incoming / name).rename(to / name)
         sync(to)
         incoming.rmdir()
     finally:
-        if held is not None:
-            held.close()
+        if lock is not None:
+            lock.close()
     return manifest
 
 
-def _rename(incoming: Path) -> None:
-    """A name of its own for what it keeps from now on: images that came after the backup are not its orphans."""
+def _new_gallery_id(incoming: Path) -> None:
+    """Give a restored gallery an id of its own, so that it does not delete images that were kept after the backup."""
     connection = pysqlite3.connect(incoming)
     try:
         connection.execute("UPDATE about SET gallery_id = ?", (secrets.token_hex(8),))
@@ -152,20 +155,19 @@ def _rename(incoming: Path) -> None:
         connection.close()
 
 
-def _carry_keys(there: Path, incoming: Path) -> None:
-    """Who may do what is not a matter of the past: the keys of the gallery that is replaced stay valid, and no others.
-
-    Where there is none, or it can't be read, those of the backup are.
+def _carry_keys(replaced: Path, incoming: Path) -> None:
+    """Keep the API keys of the gallery that is replaced, instead of those of the backup: a restore must not make a
+    revoked key valid. Where there is no such gallery, or it can't be read, the keys of the backup are valid.
     """
-    if not there.exists():
+    if not replaced.exists():
         return
-    source = pysqlite3.connect(there)
+    source = pysqlite3.connect(replaced)
     target = pysqlite3.connect(incoming)
     try:
         columns = ", ".join(column.name for column in api_key.columns)
-        found = source.execute(f"SELECT {columns} FROM api_key").fetchall()  # noqa: S608  names of ours
+        rows = source.execute(f"SELECT {columns} FROM api_key").fetchall()  # noqa: S608  our own names
         target.execute("DELETE FROM api_key")
-        target.executemany(f"INSERT INTO api_key ({columns}) VALUES ({', '.join('?' * len(api_key.columns))})", found)  # noqa: S608
+        target.executemany(f"INSERT INTO api_key ({columns}) VALUES ({', '.join('?' * len(api_key.columns))})", rows)  # noqa: S608
         target.commit()
     except pysqlite3.Error:
         target.rollback()
@@ -176,7 +178,7 @@ def _carry_keys(there: Path, incoming: Path) -> None:
 
 def _move_aside(data_dir: Path) -> None:
     aside = data_dir / f"replaced-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-    # The database before its log: interrupted, there is no gallery rather than one that lacks its last commits.
+    # The database before its log: if interrupted, there is no gallery, instead of one without its last commits.
     for path in [*sorted(data_dir.glob(f"{DATABASE}*")), data_dir / DIRECTORY, data_dir / "index"]:
         if path.exists() and not path.name.endswith(".lock"):
             aside.mkdir(exist_ok=True)
@@ -187,19 +189,21 @@ def _manifest(backup: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json((backup / MANIFEST).read_bytes())
     except FileNotFoundError:
-        raise UsageError(f"{backup} is no backup: it has no {MANIFEST}.") from None
+        raise UsageError(
+            f"{backup} is not a backup: it has no {MANIFEST}. Give a directory that diptych backup wrote."
+        ) from None
     except ValidationError:
-        raise UsageError(f"{backup / MANIFEST} is damaged, or of a newer Diptych.") from None
+        raise UsageError(f"{backup / MANIFEST} is damaged, or was written by a newer version of Diptych.") from None
     if not (backup / DATABASE).is_file() or _sha256(backup / DATABASE) != manifest.sha256:
-        raise UsageError(f"{backup / DATABASE} is missing or altered: it is not what was backed up (sha256).")
+        raise UsageError(f"{backup / DATABASE} is missing or altered (its sha256 differs). Use another backup.")
     images = sum(1 for path in (backup / DIRECTORY).rglob("*") if path.is_file())
     if images != manifest.images:
-        raise UsageError(f"{backup} has {images:,} images; {manifest.images:,} were backed up.")
+        raise UsageError(f"{backup} has {images:,} images, but {manifest.images:,} were backed up. Use another backup.")
     return manifest
 
 
 def _copied(source: Path, target: Path) -> bool:
-    """Whether it was there to copy. Images never change, so on one file system a link is as good."""
+    """Copy an image; False where there is none. Images never change, so on one file system a link is enough."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         try:

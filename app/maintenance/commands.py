@@ -1,4 +1,4 @@
-"""The commands that look after a gallery; `cli` lists them. Each imports what it needs when it is called."""
+"""The commands that maintain a gallery; `cli` lists them. Each imports what it needs when it runs."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -22,17 +22,17 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress bar.")
 
 
 def settings_of(**given: Any) -> Settings:
-    """From the environment, and the options that were given."""
+    """Settings from the environment, overridden by options. Raises `UsageError` for one that is not valid."""
     return read_settings(**{name: value for name, value in given.items() if value is not None})
 
 
 @contextmanager
-def opened(settings: Settings, *, existing: bool = True) -> Iterator[Any]:
-    """The gallery that the settings lead to. Raises `UsageError` where there is none, if it has to exist."""
+def open_gallery(settings: Settings, *, existing: bool = True) -> Iterator[Any]:
+    """The gallery that the settings name. Raises `UsageError` where it should be `existing` and is not."""
     from app.database.open import open_database
 
     if existing and not settings.is_postgresql and not settings.sqlite_path.is_file():
-        raise UsageError(f"There is no gallery {settings.sqlite_path}: give its directory with --data-dir.")
+        raise UsageError(f"There is no gallery {settings.sqlite_path}. Give its directory with --data-dir.")
     database = open_database(settings, hurried=False)
     try:
         yield database
@@ -40,7 +40,7 @@ def opened(settings: Settings, *, existing: bool = True) -> Iterator[Any]:
         database.close()
 
 
-def _names_the_way(command: Callable[..., None]) -> Callable[..., None]:
+def _advises_on_checkpoint(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(*arguments: Any, **options: Any) -> None:
         try:
@@ -53,16 +53,16 @@ def _names_the_way(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("import")
 @click.argument("source", metavar="DIR|FILE", type=EXISTING)
-@click.option("--collection", help="Of a folder: where its identities go [default: default].")
+@click.option("--collection", help="Collection to import a folder into [default: default].")
 @data_dir_option
 @_checkpoint
 @_quiet
-@_names_the_way
+@_advises_on_checkpoint
 def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -> None:
-    """Enroll a folder tree, or what `diptych export` wrote. The service may run meanwhile.
+    """Enroll a folder tree, or a file that `diptych export` wrote. The service may be running.
 
-    In a folder tree every folder that holds images is one identity, named by its path with `:` between its parts.
-    Interrupted, the same command goes on: what is enrolled already is passed over.
+    In a folder tree, every folder that holds images is one identity. Its name is the folder's path with `:` between the
+    parts. After an interruption, run the same command again: what is enrolled already is skipped.
     """
     from app.checkpoint.bulk import threads
     from app.checkpoint.encoder import Encoder
@@ -76,14 +76,16 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
     settings = settings_of(**options)
     if is_export(source):
         if collection is not None:
-            raise UsageError(f"{source} says itself which collections its identities are in: leave --collection out.")
-        with opened(settings, existing=False) as database:
+            raise UsageError(
+                f"{source} is an export, which names the collections of its identities. Leave --collection out."
+            )
+        with open_gallery(settings, existing=False) as database:
             originals = Originals(settings.data_dir, settings.keep_images, database)
             counts = import_export(database, source, originals, progress=not quiet)
         click.echo(f"{counts.references - counts.held:,} references of {counts.identities:,} identities enrolled")
-        click.echo(f"{counts.held:,} were there already")
+        click.echo(f"{counts.held:,} were already enrolled")
         if counts.without_image:
-            click.echo(f"{counts.without_image:,} images in it were not kept, since DIPTYCH_KEEP_IMAGES is no here")
+            click.echo(f"{counts.without_image:,} images in it were not kept, since DIPTYCH_KEEP_IMAGES is `no`")
         return
     collection = check_name(collection or "default")
     checkpoint = load_checkpoint(settings.checkpoint)
@@ -92,7 +94,7 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
     loaded = Loaded(
         encoder.model_id, encoder.embedding_dim, str(where.resolve()) if where.is_dir() else settings.checkpoint
     )
-    with opened(settings, existing=False) as database:
+    with open_gallery(settings, existing=False) as database:
         originals = Originals(settings.data_dir, settings.keep_images, database)
         done = import_folder(
             source,
@@ -104,9 +106,9 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
             progress=not quiet,
             formats=settings.formats,
         )
-    click.echo(f"{done.enrolled:,} images enrolled into {collection!r}, {done.held:,} were there already")
+    click.echo(f"{done.enrolled:,} images enrolled into {collection!r}, {done.held:,} were already enrolled")
     if done.not_kept:
-        click.echo("Their images were not kept, though those of others are: DIPTYCH_KEEP_IMAGES is no here")
+        click.echo("The images were not kept, though the gallery keeps others: DIPTYCH_KEEP_IMAGES is `no`")
     if done.refused:
         click.echo(f"{len(done.refused):,} files refused:")
         for line in done.refused[:SHOWN]:
@@ -115,24 +117,25 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--images", is_flag=True, help="The kept images too: much larger.")
+@click.option("--images", is_flag=True, help="Include the kept images; the file is much larger.")
 @data_dir_option
 @_quiet
 def export(file: Path, images: bool, quiet: bool, **options: Any) -> None:
-    """Write all that is enrolled to FILE, one identity a line (JSON; compressed if it ends in .gz). No API keys.
+    """Write everything that is enrolled to FILE, as JSON with one identity per line. API keys are not included.
 
-    For moving it to another database (`diptych import FILE`) or reading it with other programs.
+    For moving a gallery to another database (`diptych import FILE`), or for other programs. FILE is compressed if its
+    name ends in .gz.
     """
     from app.gallery.originals import Originals
-    from app.maintenance.export import export as write
+    from app.maintenance.export import export_gallery
 
     settings = settings_of(**options)
-    with opened(settings) as database:
+    with open_gallery(settings) as database:
         originals = Originals(settings.data_dir, settings.keep_images, database) if images else None
-        counts = write(database, file, originals, progress=not quiet)
+        counts = export_gallery(database, file, originals, progress=not quiet)
     click.echo(f"{counts.references:,} references of {counts.identities:,} identities in {file}")
     if counts.without_image:
-        click.echo(f"{counts.without_image:,} of them have no image in it: none was kept, or it could not be found")
+        click.echo(f"{counts.without_image:,} of them are without an image: it was not kept, or could not be found")
 
 
 @click.command()
@@ -140,72 +143,72 @@ def export(file: Path, images: bool, quiet: bool, **options: Any) -> None:
 @data_dir_option
 @_quiet
 def backup(to: Path, quiet: bool, **options: Any) -> None:
-    """Copy the gallery to the new directory DIR, whole and at one moment. The service may run meanwhile."""
+    """Copy the gallery, as it is at one moment, to the new directory DIR. The service may be running."""
     from app.maintenance.backup import back_up
 
     settings = settings_of(**options)
     if settings.is_postgresql:
-        raise UsageError("A gallery in PostgreSQL is backed up by PostgreSQL's own tools: pg_dump, or its archives.")
-    with opened(settings) as database:
+        raise UsageError("The gallery is in PostgreSQL. Back it up with PostgreSQL's own tools, such as pg_dump.")
+    with open_gallery(settings) as database:
         made = back_up(database, settings.data_dir, to, progress=not quiet)
     click.echo(f"{made.references:,} references and {made.images:,} images in {to}")
     if made.images_elsewhere:
-        click.echo(f"{made.images_elsewhere:,} images are in a bucket, and not in this backup")
+        click.echo(f"{made.images_elsewhere:,} images are in a bucket and not in this backup")
 
 
 @click.command()
 @click.argument("source", metavar="BACKUP", type=EXISTING)
 @data_dir_option
-@click.option("--replace", is_flag=True, help="Move the gallery that is there aside.")
+@click.option("--replace", is_flag=True, help="Move an existing gallery aside first.")
 @_quiet
 def restore(source: Path, replace: bool, quiet: bool, **options: Any) -> None:
-    """Put a backup in the place of the gallery. The service has to be stopped."""
-    from app.maintenance.backup import restore as put_back
+    """Restore the gallery from a backup. Stop the service first."""
+    from app.maintenance.backup import restore as restore_backup
 
     settings = settings_of(**options)
     if settings.database_url is not None:
-        raise UsageError("A backup is restored into a data directory: leave DIPTYCH_DATABASE_URL out.")
-    made = put_back(source, settings.data_dir, replace=replace, progress=not quiet)
+        raise UsageError("A backup can only be restored into a data directory. Unset DIPTYCH_DATABASE_URL.")
+    made = restore_backup(source, settings.data_dir, replace=replace, progress=not quiet)
     click.echo(f"{made.references:,} references and {made.images:,} images of {made.created_at} in {settings.data_dir}")
-    with opened(settings) as database, database.read() as connection:
-        from app.gallery import keys as ring
+    with open_gallery(settings) as database, database.read() as connection:
+        from app.gallery.keys import list_keys
 
-        valid = ", ".join(key["name"] for key in ring.listed(connection)) or "none"
-    click.echo(f"API keys that are valid in it: {valid}")
+        valid = ", ".join(key["name"] for key in list_keys(connection)) or "none"
+    click.echo(f"Valid API keys: {valid}")
 
 
 @click.command()
-@click.option("--checkpoint", help="The encoder to move to: directory or bundled name.")
+@click.option("--checkpoint", help="Checkpoint to move to: a directory or a bundled name.")
 @click.option("--images", type=EXISTING, help="Folder with the original files, for images that were not kept.")
-@click.option("--forget-others", is_flag=True, help="Delete the embeddings of encoders that the gallery has left.")
+@click.option("--forget-others", is_flag=True, help="Delete the embeddings of all encoders but the current one.")
 @data_dir_option
 @_quiet
 def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, quiet: bool, **options: Any) -> None:
     """Move the gallery to another encoder, while the old one answers.
 
-    Every kept image is embedded anew; then one transaction switches, and running services load the new checkpoint
-    within seconds (they need to find it at the same place). Interrupted, the same command goes on. The old embeddings
-    stay: back is the same command with the old checkpoint, until --forget-others.
+    Every kept image is embedded again. Then one transaction switches, and running services load the new checkpoint
+    within seconds, from the same path. After an interruption, run the same command again. The old embeddings stay until
+    --forget-others: to go back, run this command with the old checkpoint.
     """
     from app.checkpoint.bulk import threads
     from app.checkpoint.encoder import Encoder
     from app.checkpoint.store import load_checkpoint
     from app.gallery.encoders import Loaded
     from app.gallery.originals import Originals
-    from app.maintenance import migrate as stage
+    from app.maintenance.migrate import Migration, forget_other_models
 
     if checkpoint is None and not forget_others:
-        raise UsageError("Say where to: --checkpoint DIR.")
+        raise UsageError("Give the encoder to move to with --checkpoint, or use --forget-others.")
     settings = settings_of(**options)
-    with opened(settings) as database:
+    with open_gallery(settings) as database:
         if checkpoint is not None:
             encoder = Encoder(load_checkpoint(checkpoint), threads(), settings.runtime)
             where = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
             loaded = Loaded(encoder.model_id, encoder.embedding_dim, where)
             originals = Originals(settings.data_dir, settings.keep_images, database)
-            migration = stage.Migration(database, originals, encoder, loaded, images, settings.formats)
+            migration = Migration(database, originals, encoder, loaded, images, settings.formats)
             done = migration.run(progress=not quiet)
-            click.echo(f"{done:,} images embedded; the gallery belongs to model {loaded.model_id} now.")
+            click.echo(f"{done:,} images embedded. The gallery now belongs to model {loaded.model_id}.")
             click.echo(f"Start services with DIPTYCH_CHECKPOINT={where} from now on.")
         if forget_others:
-            click.echo(f"{stage.forget_others(database):,} embeddings of other encoders deleted")
+            click.echo(f"{forget_other_models(database):,} embeddings of other encoders deleted")

@@ -1,4 +1,4 @@
-"""`diptych import DIR`: a folder tree straight into the gallery. Interrupted, it goes on where it was."""
+"""`diptych import DIR`: a folder tree into the gallery. After an interruption, the same command continues."""
 
 import itertools
 import os
@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import sqlalchemy as sa
-from tqdm import tqdm
 
-from app.checkpoint.bulk import embed_all
+from app.checkpoint.bulk import decode_all, embed_all
 from app.checkpoint.encoder import Encoder
 from app.database.tables import collection, identity, reference
 from app.database.transactions import Database
@@ -17,10 +16,11 @@ from app.errors import InvalidName, UsageError
 from app.gallery.encoders import Loaded
 from app.gallery.names import check_name, printable_filename
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference, enroll_many
+from app.gallery.references import NewReference, enroll_identities
 from app.image.policy import SERVED_FORMATS
+from app.progress import progress_bar
 
-# Images that are committed together: an interruption costs at most so many embeddings.
+# Images that are committed together: an interruption loses at most this many embeddings.
 AT_ONCE = 512
 SHOWN = 10
 
@@ -32,7 +32,7 @@ class Imported:
     enrolled: int = 0
     held: int = 0
     refused: list[str] = field(default_factory=list)
-    # Images of others are kept, those of these were not.
+    # The gallery keeps other images, and did not keep these.
     not_kept: bool = False
 
 
@@ -47,28 +47,31 @@ def import_folder(
     progress: bool,
     formats: tuple[str, ...] = SERVED_FORMATS,
 ) -> Imported:
-    """Enroll every image below `root`; a folder is an identity, named by its path with `:` between its parts.
+    """Enroll every image below `root`; a folder is an identity, named by its path with `:` between the parts.
 
-    What an identity holds already is passed over, so the same command goes on after an interruption.
-    Raises `UsageError` for a folder whose name can't be an identity's, or without any image in a folder.
+    What is enrolled already is skipped. Raises `UsageError` for a folder whose path can't be the name of an identity,
+    and where no folder below `root` holds a file.
     """
     files = list(_files(root))
     if not files:
-        raise UsageError(f"{root} has no folders with files in them. Each folder is one identity: give its parent.")
+        raise UsageError(
+            f"{root} has no folders with files in them. Each folder of images is one identity: give their parent."
+        )
     done = Imported()
     names = [name for name, _ in files]
     held = _held(database, collection_name, names)
-    items = embed_all(
-        encoder,
+    decoded = decode_all(
         (((name, path), path.read_bytes) for name, path in files),
-        lambda key, sha256: (key[0], sha256) in held,
-        originals.keep,
-        formats,
+        encoder.preprocessing,
+        skip=lambda key, sha256: (key[0], sha256) in held,
+        keep=originals.keep,
+        formats=formats,
     )
-    with tqdm(total=len(files), desc="importing", unit="image", disable=None if progress else True) as bar:
-        while some := list(itertools.islice(items, AT_ONCE)):
+    items = embed_all(encoder, decoded)
+    with progress_bar("importing", "images", len(files), enabled=progress) as bar:
+        while batch := list(itertools.islice(items, AT_ONCE)):
             by_identity: dict[str, list[NewReference]] = {}
-            for item in some:
+            for item in batch:
                 name, path = item.key
                 if item.problem is not None:
                     done.refused.append(f"{printable(path.relative_to(root))}: {item.problem.detail}")
@@ -79,8 +82,8 @@ def import_folder(
                     by_identity.setdefault(name, []).append(new)
                     done.enrolled += 1
             if by_identity:
-                database.write(lambda c, new=by_identity: enroll_many(c, collection_name, new, loaded))  # type: ignore[misc]
-            bar.update(len(some))
+                database.write(lambda c, new=by_identity: enroll_identities(c, collection_name, new, loaded))  # type: ignore[misc]
+            bar.update(len(batch))
     with database.read() as connection:
         kept = connection.scalar(sa.select(reference.c.key).where(reference.c.original_id.is_not(None)).limit(1))
     done.not_kept = bool(done.enrolled and kept is not None and not originals.keeps)
@@ -88,7 +91,7 @@ def import_folder(
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Files with the identities that their folders are, by path. Hidden ones are passed over."""
+    """Each file with the name of its identity, by path. Hidden files and folders are skipped."""
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
         if len(parts) < 2 or any(part.startswith(".") for part in parts) or not path.is_file():
@@ -96,16 +99,18 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
         try:
             yield check_name(":".join(parts[:-1])), path
         except InvalidName as problem:
-            raise UsageError(f"The folder {printable(path.parent)} can't be an identity: {problem.detail}") from None
+            raise UsageError(
+                f"The folder {printable(path.parent)} can't be an identity: {problem.detail} Rename it."
+            ) from None
 
 
 def printable(path: Path) -> str:
-    """A file's name may be any bytes."""
+    """A path as text that can be printed, since file names may be any bytes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _held(database: Database, collection_name: str, names: list[str]) -> set[tuple[str, str]]:
-    """Names of identities with the hashes of what they hold."""
+    """For each image that is enrolled: the name of its identity and its sha256."""
     query = (
         sa.select(identity.c.name, reference.c.image_sha256)
         .join(reference, reference.c.identity_key == identity.c.key)

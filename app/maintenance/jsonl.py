@@ -1,6 +1,6 @@
 """A gallery as lines of JSON: the format that `export` writes and `import_export` reads.
 
-The first line says which encoder the embeddings are of, each line after it is one identity, the last counts them: a
+The first line names the encoder of the embeddings, each line after it is one identity, and the last one counts them: a
 file without it was cut off.
 """
 
@@ -8,10 +8,9 @@ import gzip
 import io
 import itertools
 import json
-import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -27,7 +26,7 @@ LONGEST_LINE = 2**30
 
 def _plain(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("holds characters that can't be printed")
+        raise ValueError("has characters that can't be printed")
     return text
 
 
@@ -78,53 +77,54 @@ class End(BaseModel):
 
 @dataclass
 class Counts:
-    """How many went out or came in."""
+    """How many were written or read."""
 
     identities: int = 0
     references: int = 0
     held: int = 0
-    without_image: int = 0  # written without one; or read with one that is not kept
+    without_image: int = 0  # written without their image; or read with an image that is not kept
 
 
-def parsed(file: Path, number: int, line: str) -> ExportedIdentity | End:
-    """A line after the first. Raises `UsageError` saying what is wrong with it."""
+def parse_line(file: Path, number: int, line: str) -> ExportedIdentity | End:
+    """A line after the first. Raises `UsageError` that says what is wrong with it."""
     try:
         raw = json.loads(line)
         if "identity" not in raw:
             return End.model_validate(raw)
-        one = ExportedIdentity.model_validate(raw)
-        check_name(one.collection)
-        check_name(one.identity)
-        check_metadata(one.metadata)
+        entry = ExportedIdentity.model_validate(raw)
+        check_name(entry.collection)
+        check_name(entry.identity)
+        check_metadata(entry.metadata)
     except ValidationError as problem:
         first = problem.errors()[0]
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (ValueError, TypeError, RecursionError, InvalidName, InvalidMetadata) as problem:
         what = str(problem)
     else:
-        return one
+        return entry
     raise UsageError(f"{file}, line {number:,} can't be read: {what}.")
 
 
-def line(out: IO[str], document: BaseModel) -> None:
+def write_line(out: IO[str], document: BaseModel) -> None:
     """Write one line."""
     out.write(json.dumps(document.model_dump(exclude_none=True), ensure_ascii=False) + "\n")
 
 
 @contextmanager
-def written(path: Path, compressed: bool) -> Iterator[IO[str]]:
-    """A new file to write lines to."""
-    path.unlink(missing_ok=True)
-    # Names, embeddings, perhaps images: for nobody but their owner.
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as plain:
-        packed: Any = gzip.GzipFile(fileobj=plain, mode="wb", filename="") if compressed else nullcontext(plain)
-        with packed as file, io.TextIOWrapper(file, encoding="utf-8", newline="\n") as text:
-            yield text
+def jsonl_writer(plain: IO[bytes], compressed: bool) -> Iterator[IO[str]]:
+    """To write lines to a file that is open, and stays open."""
+    packed: Any = gzip.GzipFile(fileobj=plain, mode="wb", filename="") if compressed else plain
+    text = io.TextIOWrapper(packed, encoding="utf-8", newline="\n")
+    yield text
+    text.flush()
+    text.detach()
+    if compressed:
+        packed.close()
 
 
 @contextmanager
-def read(path: Path) -> Iterator[Iterator[tuple[int, str]]]:
-    """Its lines by their numbers, from 1."""
+def jsonl_reader(path: Path) -> Iterator[Iterator[tuple[int, str]]]:
+    """The lines of an export with their numbers, from 1. Raises `UsageError` for what can't be read as lines."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
 
@@ -132,7 +132,7 @@ def read(path: Path) -> Iterator[Iterator[tuple[int, str]]]:
             for number in itertools.count(1):
                 line = file.readline(LONGEST_LINE + 1)
                 if len(line) > LONGEST_LINE:
-                    raise UsageError(f"{path}, line {number:,} is longer than a line of an export can be.")
+                    raise UsageError(f"{path}, line {number:,} is too long for a line of an export.")
                 if not line:
                     return
                 yield number, line

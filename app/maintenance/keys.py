@@ -1,15 +1,16 @@
-"""`diptych keys`: make, list and revoke API keys."""
+"""`diptych keys`: create, list and revoke API keys."""
 
 from typing import Any
 
 import click
 
-from app.maintenance.commands import data_dir_option, opened, settings_of
+from app.gallery.scopes import SCOPES
+from app.maintenance.commands import data_dir_option, open_gallery, settings_of
 
 
 @click.group()
 def keys() -> None:
-    """API keys: make, list and revoke them. Running services follow within seconds."""
+    """Create, list and revoke API keys. Running services follow within seconds."""
 
 
 @keys.command("create")
@@ -20,48 +21,49 @@ def keys() -> None:
     multiple=True,
     default=("verify",),
     show_default=True,
-    type=click.Choice(["verify", "enroll", "admin"]),
-    help="verify: compare, search, look. enroll: that, and enroll, change, delete identities. admin: everything.",
+    type=click.Choice(list(SCOPES)),
+    help="What the key allows; repeat for more. watch: read /metrics. verify: compare, search, list what is enrolled. "
+    "enroll: verify, and enroll, change and delete identities. admin: everything.",
 )
-@click.option("--collection", "collections", multiple=True, help="Only this collection; again for more. Default: all.")
+@click.option("--collection", "collections", multiple=True, help="Only this collection; repeat for more. Default: all.")
 @data_dir_option
-def create_key(name: str, scopes: tuple[str, ...], collections: tuple[str, ...], **options: Any) -> None:
-    """Make a key and print it, for the only time: only its hash is kept."""
-    from app.gallery import keys as ring
+def create_command(name: str, scopes: tuple[str, ...], collections: tuple[str, ...], **options: Any) -> None:
+    """Create a key and print it. It is shown only once: the gallery keeps its hash."""
+    from app.gallery.keys import create_key
     from app.gallery.names import check_name
 
-    wanted = [check_name(collection) for collection in collections]
+    names = [check_name(collection) for collection in collections]
     settings = settings_of(**options)
     is_new = not settings.is_postgresql and not settings.sqlite_path.exists()
-    with opened(settings, existing=False) as database:
-        token = database.write(lambda connection: ring.create(connection, name, scopes, wanted))
+    with open_gallery(settings, existing=False) as database:
+        token = database.write(lambda connection: create_key(connection, name, scopes, names))
         click.echo(f"A key for the gallery {database.where}{', which is new and empty' if is_new else ''}:", err=True)
     click.echo(token)
 
 
 @keys.command("list")
 @data_dir_option
-def list_keys(**options: Any) -> None:
-    """Names, scopes and collections of the keys that are valid."""
-    from app.gallery import keys as ring
+def list_command(**options: Any) -> None:
+    """List the valid keys with their scopes and collections."""
+    from app.gallery.keys import list_keys
 
-    with opened(settings_of(**options)) as database, database.read() as connection:
-        every = ring.listed(connection)
-        if not every:
+    with open_gallery(settings_of(**options)) as database, database.read() as connection:
+        entries = list_keys(connection)
+        if not entries:
             click.echo(f"The gallery {database.where} has no keys.", err=True)
-        for key in every:
+        for key in entries:
             where = ", ".join(key["collections"] or ["all collections"])
-            click.echo(f"{key['name']:<24} {', '.join(key['scopes']):<8} {where}  (made {key['created_at']})")
+            click.echo(f"{key['name']:<24} {', '.join(key['scopes']):<8} {where}  (created {key['created_at']})")
 
 
 @keys.command("revoke")
 @click.argument("name")
-@click.option("--last", is_flag=True, help="Also if it is the last one, which opens the service on loopback.")
+@click.option("--last", is_flag=True, help="Revoke the last key too, which opens a service on loopback to everybody.")
 @data_dir_option
-def revoke_key(name: str, last: bool, **options: Any) -> None:
-    """Make a key worthless: services refuse it within seconds."""
-    from app.gallery import keys as ring
+def revoke_command(name: str, last: bool, **options: Any) -> None:
+    """Revoke a key: running services refuse it within seconds."""
+    from app.gallery.keys import revoke_key
 
-    with opened(settings_of(**options)) as database:
-        database.write(lambda connection: ring.revoke(connection, name, last=last))
+    with open_gallery(settings_of(**options)) as database:
+        database.write(lambda connection: revoke_key(connection, name, last=last))
     click.echo(f"revoked: {name}", err=True)

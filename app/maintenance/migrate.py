@@ -1,8 +1,8 @@
 """`diptych migrate`: the gallery to another encoder, while the old one answers.
 
-The new embeddings grow beside the old ones; when all are there, one transaction makes the new encoder the gallery's,
-and services load it. Interrupted, the same command goes on. The old embeddings stay, so the way back is the same
-command with the old checkpoint, and short.
+The new embeddings are stored beside the old ones. When there is one for every reference, one transaction switches, and
+services load the new encoder. After an interruption, the same command goes on. The old embeddings stay, so that going
+back, with the same command and the old checkpoint, is quick.
 """
 
 import hashlib
@@ -11,22 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
-from tqdm import tqdm
 
 from app.arrays import EmbeddingsF32
-from app.checkpoint.bulk import embed_all
+from app.checkpoint.bulk import decode_all, embed_all
 from app.checkpoint.encoder import Encoder
 from app.database.tables import LIVE, collection, embedding, identity, model, reference
 from app.database.transactions import Database
 from app.errors import MigrationBlocked, UsageError
-from app.gallery import encoders as models
-from app.gallery.encoders import Loaded
+from app.gallery.encoders import Loaded, activate_model, active_model, has_embeddings, lock_models, register_model
 from app.gallery.originals import Originals
-from app.gallery.references import add_embeddings, those_known
+from app.gallery.references import add_embeddings, find_known_references
 from app.image.policy import SERVED_FORMATS
+from app.progress import progress_bar, track
 
 AT_ONCE = 512
-# So few may be embedded inside the transaction that switches: others wait for it.
+# At most this many are embedded inside the transaction that switches, since enrolments wait for it.
 LAST = 16
 SHOWN = 10
 FORGOTTEN_AT_ONCE = 20_000
@@ -44,7 +43,7 @@ class Missing:
 
 
 class Migration:
-    """Of one gallery to one encoder. Images come from those kept, or by their sha256 from `folder`."""
+    """Moves one gallery to one encoder. Images are the kept ones, or those in `folder` with the same sha256."""
 
     def __init__(
         self,
@@ -65,43 +64,43 @@ class Migration:
     def run(self, *, progress: bool) -> int:
         """Embed what is missing, then switch; how many were embedded.
 
-        Raises `MigrationBlocked` naming the references whose images are nowhere to be found or can't be used: nothing
-        is switched then. Raises `UsageError` where there is nothing to migrate.
+        Raises `MigrationBlocked`, without switching, where images can't be found or used; it names their references.
+        Raises `UsageError` where there is nothing to migrate.
         """
         with self._database.read() as connection:
-            active = models.active(connection)
-            if active is None or not models.has_embeddings(connection, active.key):
-                raise UsageError("Nothing is enrolled, so there is nothing to migrate: serve the checkpoint.")
+            active = active_model(connection)
+            if active is None or not has_embeddings(connection, active.key):
+                raise UsageError("Nothing is enrolled, so there is nothing to migrate. Serve the new checkpoint.")
             if active.model_id == self._loaded.model_id:
-                raise UsageError(f"The gallery belongs to model {active.model_id} already.")
-        key = self._database.write(lambda connection: models.register(connection, self._loaded))
+                raise UsageError(f"The gallery already belongs to model {active.model_id}.")
+        key = self._database.write(lambda connection: register_model(connection, self._loaded))
         total, done = self._check(key), 0
-        with tqdm(total=total, desc="embedding", unit="image", disable=None if progress else True) as bar:
+        with progress_bar("embedding", "images", total, enabled=progress) as bar:
             while True:
                 last = self._database.write(lambda connection: self._switch(connection, key))
                 if last is not None:
                     bar.update(last)
                     return done + last
-                for some in self._pages(key):
-                    found = self._embeddings(some)
-                    self._database.write(lambda c, found=found: self._add(c, key, found))  # type: ignore[misc]
-                    done += len(found)
+                for page in self._pages(key):
+                    embedded = self._embeddings(page)
+                    self._database.write(lambda c, embedded=embedded: self._add(c, key, embedded))  # type: ignore[misc]
+                    done += len(embedded)
                     bar.total = max(total, done)
-                    bar.update(len(found))
+                    bar.update(len(embedded))
 
     def _pages(self, key: int) -> Iterator[list[Missing]]:
         after = 0
         while True:
             with self._database.read() as connection:
-                some = list(_missing(connection, key, after, AT_ONCE))
-            if not some:
+                page = list(_missing(connection, key, after, AT_ONCE))
+            if not page:
                 return
-            yield some
-            after = some[-1].key
+            yield page
+            after = page[-1].key
 
     @staticmethod
-    def _add(connection: sa.Connection, key: int, found: Mapping[str, EmbeddingsF32]) -> None:
-        """Raises `MigrationBlocked` where somebody deleted them all meanwhile."""
+    def _add(connection: sa.Connection, key: int, embedded: Mapping[str, EmbeddingsF32]) -> None:
+        """Raises `MigrationBlocked` where the new encoder was deleted in the meantime."""
         if (
             connection.scalar(
                 sa.select(model.c.key).where(model.c.key == key).with_for_update(read=True, key_share=True)
@@ -109,53 +108,55 @@ class Migration:
             is None
         ):
             raise MigrationBlocked(
-                "The embeddings of the new encoder were deleted meanwhile (--forget-others). Start again."
+                "The embeddings of the new encoder were deleted in the meantime, by --forget-others. Start again."
             )
-        add_embeddings(connection, key, found)
+        add_embeddings(connection, key, embedded)
 
     def _switch(self, connection: sa.Connection, key: int) -> int | None:
-        """How many were embedded just before; None if that would take too long."""
-        models.lock(connection)
+        """Embed the last few and switch; how many were embedded. None if there are too many for one transaction."""
+        lock_models(connection)
         last = list(_missing(connection, key, 0, LAST + 1))
         if len(last) > LAST:
             return None
         self._add(connection, key, self._embeddings(last))
-        models.activate(connection, key)
+        activate_model(connection, key)
         return len(last)
 
     def _check(self, key: int) -> int:
-        """How many there are to embed. Raises `MigrationBlocked` before anything is if images are nowhere."""
+        """How many there are to embed. Raises `MigrationBlocked` if images can't be found, before any is embedded."""
         total, lost, named = 0, 0, []
         with self._database.read() as connection:
-            for one in _missing(connection, key):
+            for missing in _missing(connection, key):
                 total += 1
-                if one.original_id is None and one.image_sha256 not in self._folder:
+                if missing.original_id is None and missing.image_sha256 not in self._folder:
                     lost += 1
-                    named += [one] if lost <= SHOWN else []
+                    named += [missing] if lost <= SHOWN else []
         if lost:
             raise MigrationBlocked(
-                f"{lost:,} of {total:,} references have no kept image, and an embedding can't be made from an "
-                f"embedding: {_named(named, lost)}. Give a folder with the original files by --images DIR (they are "
-                "known by their bytes), or enroll these anew and delete them."
+                f"{lost:,} of {total:,} references have no kept image to embed again: {_named(named, lost)}. Give a "
+                "folder with the original files with --images DIR (names do not matter, bytes do), or delete these "
+                "references and enroll their images again after the migration."
             )
 
         return total
 
-    def _embeddings(self, some: Sequence[Missing]) -> dict[str, EmbeddingsF32]:
-        images = ((one, self._reader(one)) for one in some)
-        items = list(embed_all(self._encoder, images, formats=self._formats))
+    def _embeddings(self, page: Sequence[Missing]) -> dict[str, EmbeddingsF32]:
+        images = ((missing, self._reader(missing)) for missing in page)
+        decoded = decode_all(images, self._encoder.preprocessing, formats=self._formats)
+        items = list(embed_all(self._encoder, decoded))
         bad = [item for item in items if item.problem is not None or item.sha256 != item.key.image_sha256]
         if bad:
             with self._database.read() as connection:
-                there = those_known(connection, [item.key.reference_id for item in bad])
-            bad = [item for item in bad if item.key.reference_id in there]  # the others were deleted meanwhile
+                known = find_known_references(connection, [item.key.reference_id for item in bad])
+            bad = [item for item in bad if item.key.reference_id in known]  # others were deleted in the meantime
         if bad:
             reasons = "; ".join(
                 f"{item.key.where}: {item.problem.detail if item.problem else 'It is not the image that was enrolled.'}"
                 for item in bad[:SHOWN]
             )
             raise MigrationBlocked(
-                f"{len(bad):,} kept images can't be used: {reasons} Delete these references, or enroll them anew."
+                f"{len(bad):,} kept images can't be used: {reasons} Delete these references, "
+                "and enroll other images if needed."
             )
         return {
             item.key.reference_id: item.embedding_D
@@ -163,34 +164,34 @@ class Migration:
             if item.embedding_D is not None and item.sha256 == item.key.image_sha256
         }
 
-    def _reader(self, one: Missing) -> Callable[[], bytes]:
-        def read() -> bytes:
-            kept = None if one.original_id is None else self._originals.get(one.original_id)
+    def _reader(self, missing: Missing) -> Callable[[], bytes]:
+        def read_image() -> bytes:
+            kept = None if missing.original_id is None else self._originals.get(missing.original_id)
             if kept is not None:
                 return kept
-            if one.image_sha256 in self._folder:
-                return self._folder[one.image_sha256].read_bytes()
-            raise FileNotFoundError(2, "the kept image is gone")
+            if missing.image_sha256 in self._folder:
+                return self._folder[missing.image_sha256].read_bytes()
+            raise FileNotFoundError(2, "the kept image is missing")
 
-        return read
+        return read_image
 
 
-def forget_others(database: Database) -> int:
-    """Delete the embeddings of encoders that are not the gallery's; how many."""
+def forget_other_models(database: Database) -> int:
+    """Delete the embeddings of all encoders but the active one; how many."""
 
     def work(connection: sa.Connection) -> int:
-        models.lock(connection)  # else another one might become active between looking and deleting
+        lock_models(connection)  # so that the active one stays the same
         others = sa.select(model.c.key).where(~model.c.active)
-        some = sa.select(embedding.c.key).where(embedding.c.model_key.in_(others)).limit(FORGOTTEN_AT_ONCE)
-        deleted = connection.execute(sa.delete(embedding).where(embedding.c.key.in_(some))).rowcount
+        keys = sa.select(embedding.c.key).where(embedding.c.model_key.in_(others)).limit(FORGOTTEN_AT_ONCE)
+        deleted = connection.execute(sa.delete(embedding).where(embedding.c.key.in_(keys))).rowcount
         if not deleted:
             connection.execute(sa.delete(model).where(~model.c.active))
         return deleted
 
-    gone = 0
+    total = 0
     while deleted := database.write(work):
-        gone += deleted
-    return gone
+        total += deleted
+    return total
 
 
 def _missing(connection: sa.Connection, model_key: int, after: int = 0, limit: int | None = None) -> Iterator[Missing]:
@@ -217,14 +218,14 @@ def _missing(connection: sa.Connection, model_key: int, after: int = 0, limit: i
 
 
 def _by_hash(folder: Path) -> dict[str, Path]:
-    found = {}
-    for path in tqdm(sorted(folder.rglob("*")), desc="hashing", unit="file", disable=None):
+    files = {}
+    for path in track(sorted(folder.rglob("*")), "hashing", "files"):
         if path.is_file():
             with path.open("rb") as file:
-                found[hashlib.file_digest(file, "sha256").hexdigest()] = path
-    return found
+                files[hashlib.file_digest(file, "sha256").hexdigest()] = path
+    return files
 
 
-def _named(some: Sequence[Missing], of: int) -> str:
-    more = f" and {of - len(some):,} more" if of > len(some) else ""
-    return ", ".join(one.where for one in some) + more
+def _named(references: Sequence[Missing], total: int) -> str:
+    more = f" and {total - len(references):,} more" if total > len(references) else ""
+    return ", ".join(missing.where for missing in references) + more

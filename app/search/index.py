@@ -1,12 +1,12 @@
 """The FAISS cache over a gallery in SQLite: which embeddings are nearest to a probe.
 
 The database is the truth. Before every search the cache of that collection reads on in the sequence of changes, so a
-restart, a crash or another process leaves nothing to repair. What it proposes is looked up in the same transaction:
-a key that is gone is no hit, whatever the cache believes.
+restart, a crash or another process leaves nothing to repair. What it proposes is looked up in the same transaction, so
+that what was deleted is never found, even if the cache still has it.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -15,31 +15,25 @@ import numpy as np
 import sqlalchemy as sa
 
 from app.arrays import EmbeddingsF32, Ints
-from app.database.sqlite import SQLite, rows
-from app.database.statements import Statement
-from app.database.tables import LIVE, change, collection, embedding, unpacked
-from app.errors import StorageUnavailable
+from app.database.sqlite import SQLite
+from app.database.tables import LIVE, collection
+from app.search.changes import (
+    CHUNK,
+    changed_labels,
+    embedding_keys,
+    is_in_history,
+    last_moment,
+    read_embeddings,
+    unlabelled,
+)
 from app.search.snapshots import Moment, Snapshots
-from app.search.vectors import EXACT_UP_TO, Approximate, Exact, Proposed, Vectors, build, sampled
+from app.search.vectors import EXACT_UP_TO, Approximate, Exact, Proposed, Vectors, build_index, sample_keys
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
-# Embeddings read at a time; a catch-up of more changes than the last starts from the truth instead.
-CHUNK = 20_000
-# A snapshot is written anew after so many changes.
+# A snapshot is written again after this many changes.
 STALE_AFTER = 50_000
 BEGINNING = Moment(0, "", 0)
-CHANGED = Statement(
-    sa.select(change.c.identity_key, change.c.embedding_key)
-    .where(
-        change.c.sequence > sa.bindparam("since"),
-        change.c.model_key == sa.bindparam("model_key"),
-        change.c.collection_key == sa.bindparam("collection_key"),
-    )
-    .distinct()
-)
-TOKEN = Statement(sa.select(sa.func.hex(change.c.token)).where(change.c.sequence == sa.bindparam("sequence")))
-HEAD = Statement(sa.select(change.c.sequence, sa.func.hex(change.c.token)).order_by(change.c.sequence.desc()).limit(1))
 
 
 @dataclass
@@ -82,64 +76,68 @@ class GalleryIndex:
             return self._collections.setdefault(collection_key, _Cached(Exact(self._dim), BEGINNING))
 
     def _catch_up(self, connection: sa.Connection, model_key: int, collection_key: int, cached: _Cached) -> None:
-        head = _head(connection, model_key)
+        head = last_moment(connection, model_key)
         if head.sequence <= cached.moment.sequence and cached.moment.model_key == model_key:
             return  # an older transaction than the one before it
         try:
-            if cached.moment is BEGINNING or not _is_in(connection, cached.moment, model_key):
+            if cached.moment is BEGINNING or not is_in_history(connection, cached.moment, model_key):
                 self._load(connection, model_key, collection_key, cached)
             self._apply(connection, model_key, collection_key, cached, cached.vectors)
         except BaseException:
-            # Half applied is worse than nothing: start again from the truth.
+            # A half-applied change would give wrong answers: start again from the database.
             cached.vectors, cached.moment, cached.snapshot_at = Exact(self._dim), BEGINNING, None
             raise
         cached.moment = head
 
     def _load(self, connection: sa.Connection, model_key: int, collection_key: int, cached: _Cached) -> None:
-        loaded = self._snapshots.load(collection_key)
-        if loaded is not None and _is_in(connection, loaded[1], model_key):
+        loaded = self._snapshots.load_snapshot(collection_key)
+        if loaded is not None and is_in_history(connection, loaded[1], model_key):
             cached.vectors, cached.moment = loaded
             cached.snapshot_at = cached.moment.sequence
             return
         if loaded is not None:
-            log.warning("the index snapshot of collection %d is stale or of another gallery: ignored", collection_key)
+            log.warning(
+                "ignoring the index snapshot of collection %d: it is out of date, or of another gallery", collection_key
+            )
         exact = Exact(self._dim)
-        for labels, embeddings_ND in _read(connection, model_key, _keys(connection, model_key, collection_key)):
+        for labels, embeddings_ND in read_embeddings(
+            connection, model_key, embedding_keys(connection, model_key, collection_key)
+        ):
             exact.add(labels, embeddings_ND)
-        cached.vectors, cached.moment, cached.snapshot_at = exact, _head(connection, model_key), None
+        cached.vectors, cached.moment, cached.snapshot_at = exact, last_moment(connection, model_key), None
 
     def _apply(
         self, connection: sa.Connection, model_key: int, collection_key: int, cached: _Cached, vectors: Vectors
     ) -> None:
-        """Take out every embedding that changed since, then take in those that exist now."""
-        changed = _changed(connection, model_key, collection_key, cached.moment.sequence)
+        """Remove every embedding that changed since, then add those that exist now."""
+        changed = changed_labels(connection, model_key, collection_key, cached.moment.sequence)
         if not len(changed):
             return
-        there = 0
+        existing = 0
         vectors.remove(changed)
-        for labels, embeddings_ND in _read(connection, model_key, np.sort(unlabelled(changed)[1])):
+        for labels, embeddings_ND in read_embeddings(connection, model_key, np.sort(unlabelled(changed)[1])):
             vectors.add(labels, embeddings_ND)
-            there += len(labels)
-        if there < len(changed) and cached.snapshot_at is not None:
+            existing += len(labels)
+        if existing < len(changed) and cached.snapshot_at is not None:
             self._snapshots.drop(collection_key)
             cached.snapshot_at = None
 
     # --- in the background ------------------------------------------------------------------------------------
 
     def tend(self, model_key: int, *, closing: bool = False) -> None:
-        """Catch up, so that the next search need not; build what has grown; leave snapshots.
+        """Catch up, so that the next search need not; build indexes of collections that have grown; save snapshots.
 
         Small collections that nobody has searched are left for the first search.
         """
         with self._database.read() as connection:
-            head = _head(connection, model_key)
+            head = last_moment(connection, model_key)
             if head == self._tended and not closing and not self._unsaved():
                 return
-            every = connection.execute(sa.select(collection.c.key, collection.c.reference_count).where(LIVE))
-            counts = {row.key: row.reference_count for row in every}
+            rows = connection.execute(sa.select(collection.c.key, collection.c.reference_count).where(LIVE))
+            counts = {row.key: row.reference_count for row in rows}
         with self._lock:
-            for gone in self._collections.keys() - counts.keys():
-                del self._collections[gone]
+            for deleted in self._collections.keys() - counts.keys():
+                del self._collections[deleted]
             known = set(self._collections)
         if closing:
             counts = {key: count for key, count in counts.items() if key in known}
@@ -151,10 +149,10 @@ class GalleryIndex:
 
     def _unsaved(self) -> bool:
         with self._lock:
-            every = list(self._collections.values())
+            caches = list(self._collections.values())
         return any(
-            one.vectors.is_outgrown or (isinstance(one.vectors, Approximate) and one.snapshot_at is None)
-            for one in every
+            cached.vectors.is_outgrown or (isinstance(cached.vectors, Approximate) and cached.snapshot_at is None)
+            for cached in caches
         )
 
     def _tend(self, model_key: int, collection_key: int, count: int, closing: bool) -> None:
@@ -171,10 +169,10 @@ class GalleryIndex:
         elif isinstance(cached.vectors, Approximate):
             quiet = cached.moment == before
             if closing or quiet or cached.snapshot_at is not None:
-                self._leave_snapshot(collection_key, cached, closing)
+                self._save_snapshot(collection_key, cached, closing)
 
-    def _leave_snapshot(self, collection_key: int, cached: _Cached, closing: bool) -> None:
-        """When it has been quiet since the last look, when much has changed, or at the end."""
+    def _save_snapshot(self, collection_key: int, cached: _Cached, closing: bool) -> None:
+        """Save a snapshot if there is none, if much has changed since the last one, or when the service stops."""
         with cached.lock:
             behind = cached.moment.sequence - (cached.snapshot_at or 0)
             due = cached.snapshot_at is None or behind > STALE_AFTER or (closing and behind)
@@ -186,15 +184,15 @@ class GalleryIndex:
                 cached.snapshot_at = cached.moment.sequence
 
     def _renew(self, model_key: int, collection_key: int, cached: _Cached, count: int) -> None:
-        """Build a new index beside the one that answers, and swap them. Other processes adopt its snapshot."""
+        """Build a new index beside the one that answers, and swap them. Other processes load its snapshot."""
         with self._snapshots.building() as ours:
             if not ours:
                 return
             adopted = self._adoptable(model_key, collection_key, count)
             if adopted is None:
                 with self._database.read() as connection:
-                    moment = _head(connection, model_key)
-                    keys = _keys(connection, model_key, collection_key)
+                    moment = last_moment(connection, model_key)
+                    keys = embedding_keys(connection, model_key, collection_key)
                 fresh: Vectors = (
                     self._build(model_key, keys) if len(keys) > EXACT_UP_TO else self._exact(model_key, keys)
                 )
@@ -204,26 +202,26 @@ class GalleryIndex:
                 adopted is not None or self._snapshots.save(collection_key, fresh, moment)
             )
         with self._database.read() as connection, cached.lock:
-            if not _is_in(connection, moment, model_key):
+            if not is_in_history(connection, moment, model_key):
                 return
-            standing = _Cached(fresh, moment, moment.sequence if saved else None)
-            head = _head(connection, model_key)
-            self._apply(connection, model_key, collection_key, standing, fresh)
-            cached.vectors, cached.moment, cached.snapshot_at = fresh, head, standing.snapshot_at
+            built = _Cached(fresh, moment, moment.sequence if saved else None)
+            head = last_moment(connection, model_key)
+            self._apply(connection, model_key, collection_key, built, fresh)
+            cached.vectors, cached.moment, cached.snapshot_at = fresh, head, built.snapshot_at
 
     def _adoptable(self, model_key: int, collection_key: int, count: int) -> tuple[Approximate, Moment] | None:
-        loaded = self._snapshots.load(collection_key)
+        loaded = self._snapshots.load_snapshot(collection_key)
         if loaded is None or loaded[0].is_outgrown or not 0.9 * count <= len(loaded[0]) <= 1.1 * count:
             return None
         with self._database.read() as connection:
-            return loaded if _is_in(connection, loaded[1], model_key) else None
+            return loaded if is_in_history(connection, loaded[1], model_key) else None
 
     def _build(self, model_key: int, keys: Ints) -> Approximate:
-        """In short transactions, so that the log can be reset meanwhile; what changes during it is applied after."""
+        """In short transactions, so that SQLite can reset its log in between. Changes are applied afterwards."""
         log.info("building an index of %d embeddings", len(keys))
-        sample = sampled(keys, len(keys))
+        sample = sample_keys(keys, len(keys))
         learned = [part for _, part in self._parts(model_key, sample)]
-        return build(self._dim, np.concatenate(learned), self._parts(model_key, keys), len(keys))
+        return build_index(self._dim, np.concatenate(learned), self._parts(model_key, keys), len(keys))
 
     def _exact(self, model_key: int, keys: Ints) -> Exact:
         exact = Exact(self._dim)
@@ -234,70 +232,5 @@ class GalleryIndex:
     def _parts(self, model_key: int, keys: Ints) -> Iterator[tuple[Ints, EmbeddingsF32]]:
         for start in range(0, len(keys), CHUNK):
             with self._database.read() as connection:
-                parts = list(_read(connection, model_key, keys[start : start + CHUNK]))
+                parts = list(read_embeddings(connection, model_key, keys[start : start + CHUNK]))
             yield from parts
-
-
-def _head(connection: sa.Connection, model_key: int) -> Moment:
-    """The last change; the migration made one, so there always is."""
-    row = HEAD.first(connection)
-    assert row is not None  # noqa: S101
-    return Moment(row[0], row[1], model_key)
-
-
-def _is_in(connection: sa.Connection, moment: Moment, model_key: int) -> bool:
-    """Whether this history has passed through that moment, and still tells what came after it."""
-    row = TOKEN.first(connection, sequence=moment.sequence)
-    return row is not None and (row[0], model_key) == (moment.token, moment.model_key)
-
-
-def _changed(connection: sa.Connection, model_key: int, collection_key: int, since: int) -> Ints:
-    found = CHANGED.all(connection, since=since, model_key=model_key, collection_key=collection_key)
-    if not found:
-        return np.empty(0, dtype=np.int64)
-    identities, keys = zip(*found, strict=True)
-    return labelled(identities, keys)
-
-
-def labelled(identity_keys: Sequence[int], embedding_keys: Sequence[int]) -> Ints:
-    """What FAISS knows embeddings by: both keys in one number. Who is nearest is known before anything is read.
-
-    Raises `StorageUnavailable` after four billion embeddings or two billion identities, deleted ones too.
-    """
-    identities, keys = np.asarray(identity_keys, dtype=np.int64), np.asarray(embedding_keys, dtype=np.int64)
-    if identities.max() >= 2**31 or keys.max() >= 2**32:
-        raise StorageUnavailable(
-            "The gallery's keys are used up. Move what is in it to a new one: diptych export, diptych import."
-        )
-    return identities << 32 | keys
-
-
-def unlabelled(labels: Ints) -> tuple[Ints, Ints]:
-    """Keys of identities and of embeddings."""
-    return labels >> 32, labels & 0xFFFFFFFF
-
-
-def _keys(connection: sa.Connection, model_key: int, collection_key: int) -> Ints:
-    found = connection.scalars(
-        sa.select(embedding.c.key).where(
-            embedding.c.model_key == model_key, embedding.c.collection_key == collection_key
-        )
-    )
-    return np.sort(np.fromiter(found, dtype=np.int64))
-
-
-def _read(connection: sa.Connection, model_key: int, keys: Ints) -> Iterator[tuple[Ints, EmbeddingsF32]]:
-    """Those of `keys`, which ascend, that exist and are of this model, with their embeddings, so many at a time."""
-    for start in range(0, len(keys), CHUNK):
-        some = keys[start : start + CHUNK]
-        if some[-1] - some[0] < 2 * len(some):  # nearly all of a stretch: read it through
-            those = f"key BETWEEN {some[0]} AND {some[-1]}"
-        else:
-            those = f"key IN ({','.join(map(str, some.tolist()))})"
-        # A stretch may hold another model's too, of another number of dimensions. The plus keeps SQLite from using the
-        # index by model, which has them all.
-        query = f"SELECT identity_key, key, vector FROM embedding WHERE {those} AND +model_key = {int(model_key)}"  # noqa: S608
-        if found := rows(connection, query, ()):
-            identities, there, stored = zip(*found, strict=True)
-            wanted = np.isin(there, some)
-            yield labelled(identities, there)[wanted], unpacked(stored)[wanted]

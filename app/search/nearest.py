@@ -14,21 +14,22 @@ import sqlalchemy as sa
 
 from app.arrays import EmbeddingsF32, Ints
 from app.checkpoint.matching import distances
-from app.database.engines import Engine
+from app.database.pgvector import indexed_distance
 from app.database.statements import Statement
 from app.database.tables import embedding, identity, reference, unpacked
-from app.gallery import collections as gallery
+from app.gallery.collections import count_searched
 from app.gallery.filters import Filter, matches_filter
-from app.search.index import GalleryIndex, unlabelled
+from app.search.changes import unlabelled
+from app.search.index import GalleryIndex
 from app.search.vectors import TOLERANCE
 
-# What an index orders by rounded numbers may swap with its neighbours when taken exactly.
+# Candidates beyond those asked for: an index orders by rounded distances, exact ones may swap neighbours.
 SLACK = 8
-# References of an identity that a search reckons with at first; it looks further where that was too few.
+# References of an identity that a search expects at most at first; it asks for more where that was too few.
 MOST_EACH = 20
-# So many references that a filter leaves are all compared; a search among more asks the index first.
+# If a filter leaves up to this many references, all are compared; if more, the index is asked first.
 FEW = 20_000
-# A search that had to look at more than this reads everything instead of asking on.
+# A search with a filter that needs more candidates than this compares all references instead.
 WIDEST = 16_384
 
 
@@ -47,9 +48,9 @@ Rows = Sequence[Sequence[Any]]
 
 
 class Proposer(Protocol):
-    """What knows which references are likely the nearest."""
+    """Proposes the references that are probably the nearest."""
 
-    def rows(
+    def propose_rows(
         self,
         connection: sa.Connection,
         model_key: int,
@@ -59,12 +60,12 @@ class Proposer(Protocol):
         identities: int,
         condition: sa.ColumnElement[bool] | None,
     ) -> tuple[Rows, bool]:
-        """Of the nearest `reach` references those that meet the condition, or fewer that suffice for the nearest
-        `identities`; and whether these are all there are."""
+        """Of the nearest `reach` references, those that meet the condition, or fewer where these suffice for the
+        nearest `identities`. And whether the collection has no others."""
 
 
 CANDIDATES = sa.select(embedding.c.vector, embedding.c.reference_key, embedding.c.identity_key)
-ALONE = 3  # its columns; more of them say what is answered
+COMPARED = 3  # its columns; rows with more hold what is answered too
 ALL_CANDIDATES = CANDIDATES.where(
     embedding.c.model_key == sa.bindparam("model_key"), embedding.c.collection_key == sa.bindparam("collection_key")
 )
@@ -72,7 +73,7 @@ _AMONG: sa.Select[Any] = sa.select(sa.column("value")).select_from(sa.func.json_
 # The plus, as SQLite has it, says that rows are found by their keys.
 _OF_MODEL = sa.literal_column("+embedding.model_key") == sa.bindparam("model_key", type_=sa.Integer)
 _ABOUT = (reference.c.reference_id, identity.c.name, identity.c.metadata)
-# With all that is answered about them: so few are read that one statement costs less than two.
+# With what is answered about them: of so few rows, one statement costs less than two.
 PROPOSED = Statement(
     CANDIDATES.add_columns(*_ABOUT)
     .join(reference, reference.c.key == embedding.c.reference_key)
@@ -86,7 +87,7 @@ ABOUT = (
 )
 
 
-def _meeting(query: sa.Select[Any], condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+def _filtered(query: sa.Select[Any], condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
     return query.join(identity, identity.c.key == embedding.c.identity_key).where(condition)
 
 
@@ -96,7 +97,7 @@ class ByFaiss:
     def __init__(self, index: GalleryIndex) -> None:
         self.index = index
 
-    def rows(
+    def propose_rows(
         self,
         connection: sa.Connection,
         model_key: int,
@@ -106,45 +107,45 @@ class ByFaiss:
         identities: int,
         condition: sa.ColumnElement[bool] | None,
     ) -> tuple[Rows, bool]:
-        away, labels = self.index.propose(connection, model_key, collection_key, probe_D, reach)
-        of, keys = unlabelled(labels)
+        distances_N, labels = self.index.propose(connection, model_key, collection_key, probe_D, reach)
+        identity_keys, keys = unlabelled(labels)
         complete = len(keys) < reach
         if condition is None:
-            few = contenders(away, of, identities)
+            few = contenders(distances_N, identity_keys, identities)
             rows = PROPOSED.all(connection, model_key=model_key, keys=json.dumps(keys[few].tolist()))
             if len(rows) < len(few):
-                # The cache is ahead of this transaction: what it counted on is not there yet, or not any more.
+                # The cache is ahead of this transaction: rows that it proposed are not there yet, or no longer.
                 rows = PROPOSED.all(connection, model_key=model_key, keys=json.dumps(keys.tolist()))
             return rows, complete
-        query = _meeting(CANDIDATES.where(embedding.c.key.in_(_AMONG)), condition)
+        query = _filtered(CANDIDATES.where(embedding.c.key.in_(_AMONG)), condition)
         return connection.execute(query, {"keys": json.dumps(keys.tolist())}).all(), complete
 
 
 def contenders(proposed_N: EmbeddingsF32, identity_N: Ints, identities: int) -> list[int]:
-    """Which of the references proposed, nearest first, may be an identity's nearest among the nearest `identities`.
+    """Which of the proposed references, nearest first, may be an identity's nearest among the nearest `identities`.
 
     Each of these distances is within `TOLERANCE` of the exact one. So the exact nearest identities are among those
     that lie at most twice that beyond the last of the nearest as proposed.
     """
-    found: list[int] = []
+    contending: list[int] = []
     best: dict[int, float] = {}
     limit = math.inf
-    for at, (of, away) in enumerate(zip(identity_N.tolist(), proposed_N.tolist(), strict=True)):
-        nearest = best.setdefault(of, away)
+    for at, (identity_key, distance) in enumerate(zip(identity_N.tolist(), proposed_N.tolist(), strict=True)):
+        nearest = best.setdefault(identity_key, distance)
         if len(best) == identities and limit == math.inf:
-            limit = away + 2 * TOLERANCE
-        if nearest <= limit and away <= nearest + 2 * TOLERANCE:
-            found.append(at)
-    return found
+            limit = distance + 2 * TOLERANCE
+        if nearest <= limit and distance <= nearest + 2 * TOLERANCE:
+            contending.append(at)
+    return contending
 
 
 class ByPgvector:
     """The index of a gallery in PostgreSQL; where it proposes too few, every reference is compared."""
 
-    def __init__(self, engine: Engine, embedding_dim: int) -> None:
-        self._engine, self._dim = engine, embedding_dim
+    def __init__(self, embedding_dim: int) -> None:
+        self._dim = embedding_dim
 
-    def rows(
+    def propose_rows(
         self,
         connection: sa.Connection,
         model_key: int,
@@ -158,56 +159,61 @@ class ByPgvector:
         one_model = embedding.c.model_key == sa.literal_column(str(int(model_key)))
         query = CANDIDATES.where(one_model, embedding.c.collection_key == collection_key).limit(reach)
         if condition is not None:
-            query = _meeting(query, condition)
+            query = _filtered(query, condition)
         probe = sa.literal(probe_D, embedding.c.vector.type)
-        rows = connection.execute(query.order_by(self._engine.away(embedding.c.vector, probe, self._dim))).all()
+        rows = connection.execute(query.order_by(indexed_distance(embedding.c.vector, probe, self._dim))).all()
         if len(rows) < reach:
             rows = connection.execute(query.order_by(sa.func.l2_distance(embedding.c.vector, probe))).all()
         return rows, len(rows) < reach
 
 
-def find(
+def find_nearest(
     connection: sa.Connection,
     proposer: Proposer,
     model_key: int | None,
     collection_key: int,
     probe_D: EmbeddingsF32,
     identities: int,
-    where: Filter | None = None,
+    wanted: Filter | None = None,
 ) -> list[Hit]:
     """The nearest `identities` identities of a collection, nearest first; fewer if there are fewer.
 
-    `where` restricts them to those whose metadata has, under each of its keys, one of the values given.
+    The filter `wanted` restricts them to those whose metadata has, for each of its keys, one of the values given.
     """
     if model_key is None:
         return []
-    condition = None if where is None else matches_filter(connection, where)
+    condition = None if wanted is None else matches_filter(connection, wanted)
     reach = expected_reach(connection, collection_key, identities)
     if condition is not None:
-        every, those = _meeting(ALL_CANDIDATES, condition), {"model_key": model_key, "collection_key": collection_key}
-        rows: Rows = connection.execute(every.limit(FEW + 1), those).all()
+        all_rows, scope = (
+            _filtered(ALL_CANDIDATES, condition),
+            {"model_key": model_key, "collection_key": collection_key},
+        )
+        rows: Rows = connection.execute(all_rows.limit(FEW + 1), scope).all()
         if len(rows) <= FEW:
             return _described(connection, _ranked(rows, probe_D)[:identities])
     while True:
-        rows, complete = proposer.rows(connection, model_key, collection_key, probe_D, reach, identities, condition)
+        rows, complete = proposer.propose_rows(
+            connection, model_key, collection_key, probe_D, reach, identities, condition
+        )
         ranked = _ranked(rows, probe_D)
         if len(ranked) >= identities or complete:
             return _described(connection, ranked[:identities])
         if condition is not None and reach > WIDEST:
-            return _described(connection, _ranked(connection.execute(every, those).all(), probe_D)[:identities])
-        # One identity with many references may fill the front.
+            return _described(connection, _ranked(connection.execute(all_rows, scope).all(), probe_D)[:identities])
+        # The nearest references may all be of a few identities.
         reach *= 4
 
 
 def expected_reach(connection: sa.Connection, collection_key: int, identities: int) -> int:
-    """How many references it takes to see so many identities, if each has as many as they have on average."""
-    searchable, references = gallery.searched(connection, collection_key)
+    """How many references to ask for to see this many identities, if each has the average number of references."""
+    searchable, references = count_searched(connection, collection_key)
     each = references / max(1, searchable)
     return math.ceil(identities * min(each, MOST_EACH)) + SLACK
 
 
 def _ranked(rows: Rows, probe_D: EmbeddingsF32) -> list[tuple[Sequence[Any], float]]:
-    """Each identity's nearest reference, and its distance, nearest first; the older one of two as near."""
+    """Each identity's nearest reference, and its distance, nearest first; of two at the same distance the older."""
     if not rows:
         return []
     vectors, reference_keys, identity_keys, *_ = zip(*rows, strict=True)
@@ -220,9 +226,12 @@ def _ranked(rows: Rows, probe_D: EmbeddingsF32) -> list[tuple[Sequence[Any], flo
 
 
 def _described(connection: sa.Connection, nearest: Sequence[tuple[Sequence[Any], float]]) -> list[Hit]:
-    if nearest and len(nearest[0][0]) > ALONE:
-        found = [(row[ALONE:], distance) for row, distance in nearest]
-        return [Hit(name, json.loads(about), reference_id, distance) for (reference_id, name, about), distance in found]
+    if nearest and len(nearest[0][0]) > COMPARED:
+        described = [(row[COMPARED:], distance) for row, distance in nearest]
+        return [
+            Hit(name, json.loads(metadata), reference_id, distance)
+            for (reference_id, name, metadata), distance in described
+        ]
     rows = connection.execute(ABOUT, {"keys": [row[1] for row, _ in nearest]})
-    hits = {key: (name, about, reference_id) for reference_id, name, about, key in rows}
+    hits = {key: (name, metadata, reference_id) for reference_id, name, metadata, key in rows}
     return [Hit(*hits[row[1]], distance) for row, distance in nearest]

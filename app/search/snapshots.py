@@ -1,14 +1,14 @@
 """What a built index leaves on disk, so that a restart need not build it again: one file for each collection.
 
-A file that is torn, of another history, of another encoder or of another FAISS is ignored, never mended. It is
-named after its collection's key, and starts with a line of JSON that says what it holds.
+A file that is incomplete, or of another history, another encoder or another version of FAISS, is ignored, never
+repaired. It is named after its collection's key, and starts with a line of JSON that says what it holds.
 """
 
 import fcntl
 import hashlib
 import json
 import logging
-import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,14 +19,15 @@ from typing import IO
 
 import faiss
 
+from app.files import replacing
 from app.search.vectors import Approximate
 
-log = logging.getLogger("uvicorn.error")
+log = logging.getLogger(__name__)
 
 FORMAT = 2
-# A file that nobody has written to for so long belongs to nobody.
+# A temporary file that was not written to for this long was left by a process that is gone.
 ABANDONED_SECONDS = 600
-# Where one could not be written, another try soon would fill the disk and fail again.
+# After a failure: another attempt at once would fill the disk and fail again.
 AGAIN_AFTER_SECONDS = 300
 
 
@@ -34,7 +35,7 @@ AGAIN_AFTER_SECONDS = 300
 class Moment:
     """A place in the sequence of changes; the token tells it from the same place in another history.
 
-    A model that was forgotten and came again has another key, and what was noted under the old one is not its.
+    A model that was deleted and registered again has another key, so that what was saved under the old key is not used.
     """
 
     sequence: int
@@ -44,7 +45,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Header:
-    """What a snapshot says of itself."""
+    """The first line of a snapshot."""
 
     model_id: str
     moment: Moment
@@ -56,7 +57,7 @@ class Header:
 
 
 class Snapshots:
-    """Files in `directory`, which any process on it may write or read."""
+    """Files in `directory`, which several processes may write and read."""
 
     def __init__(self, directory: Path, model_id: str) -> None:
         self._directory = directory
@@ -67,7 +68,7 @@ class Snapshots:
         return self._directory / f"{collection_key}.snapshot"
 
     def save(self, collection_key: int, vectors: Approximate, moment: Moment) -> bool:
-        """Write and sync, then take the place of the one before. False where the disk refuses; nothing is lost."""
+        """Write a snapshot in place of the one before. False where the disk refuses: then the one before stays."""
         if time.monotonic() < self._not_before:
             return False
         try:
@@ -75,20 +76,13 @@ class Snapshots:
             with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".writing-") as body:
                 faiss.write_index(vectors.faiss, body.name)
                 header = Header(self._model_id, moment, vectors.built_with, len(vectors), _digest(body.name))
-                with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".writing-", delete=False) as whole:
-                    try:
-                        whole.write(json.dumps(asdict(header)).encode() + b"\n")
-                        with Path(body.name).open("rb") as written:
-                            while piece := written.read(2**20):
-                                whole.write(piece)
-                        whole.flush()
-                        os.fsync(whole.fileno())
-                        Path(whole.name).replace(self._path(collection_key))
-                    except BaseException:
-                        Path(whole.name).unlink(missing_ok=True)
-                        raise
+                partial = Path(f"{body.name}-whole")
+                with replacing(self._path(collection_key), private=True, partial=partial) as whole:
+                    whole.write(json.dumps(asdict(header)).encode() + b"\n")
+                    with Path(body.name).open("rb") as written:
+                        shutil.copyfileobj(written, whole, 2**20)
         except (OSError, RuntimeError) as problem:
-            log.warning("no snapshot of the index was written: %s", problem)
+            log.warning("could not write a snapshot of the index: %s", problem)
             self._not_before = time.monotonic() + AGAIN_AFTER_SECONDS
             return False
         return True
@@ -97,8 +91,8 @@ class Snapshots:
         """Whether there is a file, good or bad."""
         return self._path(collection_key).exists()
 
-    def load(self, collection_key: int) -> tuple[Approximate, Moment] | None:
-        """The snapshot and the moment that it shows; None if there is none that can be trusted as a file."""
+    def load_snapshot(self, collection_key: int) -> tuple[Approximate, Moment] | None:
+        """The snapshot and its moment; None if there is no file, or one that is not whole."""
         path = self._path(collection_key)
         try:
             with path.open("rb") as file:
@@ -107,7 +101,7 @@ class Snapshots:
                     return None
                 start = file.tell()
                 if hashlib.file_digest(file, "sha256").hexdigest() != header.sha256:
-                    log.warning("the index snapshot %s is torn, and ignored", path.name)
+                    log.warning("ignoring the index snapshot %s: it is incomplete or altered", path.name)
                     return None
                 file.seek(start)
                 reader = faiss.PyCallbackIOReader(file.read, 2**20)
@@ -115,16 +109,16 @@ class Snapshots:
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, AttributeError) as problem:
-            log.warning("the index snapshot %s can't be read, and is ignored: %s", path.name, problem)
+            log.warning("ignoring the index snapshot %s, which can't be read: %s", path.name, problem)
             return None
 
     def drop(self, collection_key: int) -> None:
-        """It holds something that was deleted since."""
+        """Remove a snapshot that holds something which was deleted since."""
         with suppress(OSError):
             self._path(collection_key).unlink(missing_ok=True)
 
     def drop_others(self, collection_keys: set[int]) -> None:
-        """Remove snapshots of collections that are gone, and what a killed writer left."""
+        """Remove snapshots of collections that are gone, and temporary files that a killed process left."""
         for path in self._directory.glob("*.snapshot"):
             stem = path.name.removesuffix(".snapshot")
             if not (stem.isdecimal() and int(stem) in collection_keys):
@@ -137,7 +131,7 @@ class Snapshots:
 
     @contextmanager
     def building(self) -> Iterator[bool]:
-        """Whether this process may build now: one at a time does, the others adopt what it leaves."""
+        """Whether this process may build now: one at a time does, and the others load what it saved."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             lock = (self._directory / "building.lock").open("ab")
@@ -155,8 +149,8 @@ class Snapshots:
 
 def _header(file: IO[bytes]) -> Header | None:
     try:
-        said = json.loads(file.readline(4096))
-        header = Header(**{**said, "moment": Moment(**said["moment"])})
+        fields = json.loads(file.readline(4096))
+        header = Header(**{**fields, "moment": Moment(**fields["moment"])})
     except (ValueError, TypeError, KeyError):
         return None
     return header if (header.format, header.faiss) == (FORMAT, faiss.__version__) else None

@@ -1,7 +1,7 @@
 """One collection's embeddings in FAISS: exact while that is cheap, then an index tuned on the embeddings themselves.
 
-Proposes keys, nearest first; their distances are taken anew from the database, exactly. FAISS is called by one thread
-at a time: changing an index excludes searching it.
+Proposes keys, nearest first; the caller measures their exact distances again, from the database. FAISS is called by one
+thread at a time: changing an index excludes searching it.
 """
 
 import math
@@ -14,23 +14,23 @@ from app.arrays import EmbeddingsF32, Ints
 
 # FAISS's own distances, which are squared, ascending; and keys.
 Proposed = tuple[EmbeddingsF32, Ints]
-# Of a distance from a float16 vector of length 1: that is at most 2^-11 from the one enrolled, and so is its distance.
+# Error of a distance to a float16 vector of length 1, which is at most 2^-11 from the float32 vector.
 TOLERANCE = 0.001
 
-# Comparing with so many takes about a millisecond; below it, an index would gain nothing.
+# Comparing with this many takes about a millisecond; with fewer, an index would gain nothing.
 EXACT_UP_TO = 20_000
 BLOCK = 65_536
 # Embeddings that each cell's centre is learned from, and rounds of learning.
 POINTS_PER_CELL, ROUNDS = 40, 8
-# An index is made anew when the collection has grown so much since, or lost so much.
-GROWN, SHRUNK = 2.0, 0.5
+# An index is built again when the collection has grown or shrunk by these factors.
+GROWTH, SHRINKAGE = 2.0, 0.5
 # Recall among the neighbours of so many embeddings of the collection, against comparing with all, that the number of
 # cells visited is chosen for; then so many times as many: probes lie farther off than references from each other.
 RECALL_AT_1, RECALL_AT_10, PROBES, MARGIN = 0.9995, 0.999, 1000, 1.25
 
 
 class Exact:
-    """Compares with every embedding. In blocks, since one that grows is copied, and twice as large meanwhile."""
+    """Compares with every embedding. In blocks, since an index that grows is copied, which takes twice its memory."""
 
     def __init__(self, dim: int) -> None:
         self._dim = dim
@@ -50,15 +50,15 @@ class Exact:
         self._blocks = [block for block in self._blocks if block.ntotal]
 
     def propose(self, probe_D: EmbeddingsF32, reach: int) -> Proposed:
-        """The nearest `reach` embeddings, or all."""
-        found = [_search(block, probe_D, min(reach, block.ntotal)) for block in self._blocks]
-        if len(found) == 1:
-            return found[0]
-        if not found:
+        """The nearest `reach` embeddings, or all if there are fewer: squared distances, ascending, and keys."""
+        parts = [_search(block, probe_D, min(reach, block.ntotal)) for block in self._blocks]
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
             return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
-        away, keys = (np.concatenate(part) for part in zip(*found, strict=True))
-        nearest = np.argsort(away, kind="stable")[:reach]
-        return away[nearest], keys[nearest]
+        squared, keys = (np.concatenate(part) for part in zip(*parts, strict=True))
+        nearest = np.argsort(squared, kind="stable")[:reach]
+        return squared[nearest], keys[nearest]
 
     @property
     def is_outgrown(self) -> bool:
@@ -68,8 +68,8 @@ class Exact:
 class Approximate:
     """Inverted lists of float16 numbers: a probe visits the `nprobe` cells whose centres are nearest.
 
-    float16, since the exact distance is taken from the database: half the memory, and no ranges to learn that later
-    embeddings might leave.
+    float16, since the exact distance is taken from the database: it takes half the memory, and has no value ranges that
+    later embeddings could exceed.
     """
 
     def __init__(self, ivf: faiss.IndexIVFScalarQuantizer, built_with: int) -> None:
@@ -88,17 +88,17 @@ class Approximate:
         self.faiss.remove_ids(faiss.IDSelectorArray(len(keys), faiss.swig_ptr(keys)))
 
     def propose(self, probe_D: EmbeddingsF32, reach: int) -> Proposed:
-        """The nearest `reach` embeddings, nearly; never fewer than there are."""
+        """Nearly the nearest `reach` embeddings, or all if there are fewer: squared distances, ascending, and keys."""
         reach = min(reach, len(self))
-        found = _search(self.faiss, probe_D, reach)
-        if len(found[1]) < reach:  # the cells visited hold too few
+        proposed = _search(self.faiss, probe_D, reach)
+        if len(proposed[1]) < reach:  # the cells visited hold too few
             all_cells = faiss.SearchParametersIVF(nprobe=self.faiss.nlist)
-            found = _search(self.faiss, probe_D, reach, all_cells)
-        return found
+            proposed = _search(self.faiss, probe_D, reach, all_cells)
+        return proposed
 
     @property
     def is_outgrown(self) -> bool:
-        return not SHRUNK * self.built_with <= len(self) <= GROWN * self.built_with
+        return not SHRINKAGE * self.built_with <= len(self) <= GROWTH * self.built_with
 
 
 Vectors = Exact | Approximate
@@ -107,16 +107,18 @@ Vectors = Exact | Approximate
 def _search(index: faiss.Index, probe_D: EmbeddingsF32, reach: int, params: object = None) -> Proposed:
     if reach == 0:
         return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
-    faiss.omp_set_num_threads(1)  # of this thread: others answer other requests meanwhile
-    away, keys = index.search(probe_D[None, :], reach, params=params)
-    there = keys[0] >= 0
-    return away[0][there], keys[0][there]
+    faiss.omp_set_num_threads(1)  # of this thread: other threads answer other requests
+    squared, keys = index.search(probe_D[None, :], reach, params=params)
+    exists = keys[0] >= 0
+    return squared[0][exists], keys[0][exists]
 
 
-def build(dim: int, sample_ND: EmbeddingsF32, parts: Iterable[tuple[Ints, EmbeddingsF32]], total: int) -> Approximate:
+def build_index(
+    dim: int, sample_ND: EmbeddingsF32, parts: Iterable[tuple[Ints, EmbeddingsF32]], total: int
+) -> Approximate:
     """An index of the embeddings in `parts`, about `total` of them; cells are learned from the sample `[N, D]`.
 
-    Visits as many cells as it takes to reach the recall promised, measured on the embeddings themselves.
+    A search visits as many cells as the promised recall needs, which is measured on the embeddings themselves.
     """
     cells = cells_for(total)
     ivf = faiss.IndexIVFScalarQuantizer(
@@ -139,12 +141,16 @@ def build(dim: int, sample_ND: EmbeddingsF32, parts: Iterable[tuple[Ints, Embedd
 
 
 def cells_for(total: int) -> int:
-    """About four times the square root, as FAISS's guidelines have it."""
+    """About four times the square root, as FAISS's guidelines advise.
+
+    >>> cells_for(1_000_000)
+    4000
+    """
     return max(16, min(65_536, round(4 * math.sqrt(total))))
 
 
 def _tune(ivf: faiss.IndexIVF, probes_PD: EmbeddingsF32, truth_PK: Ints) -> None:
-    """Visit the fewest cells that reach the recall promised, times the margin."""
+    """Set the smallest number of cells that reaches the promised recall, times the margin."""
     for quarter in range(4 * ivf.nlist.bit_length() + 1):
         ivf.nprobe = min(ivf.nlist, round(2 ** (quarter / 4)))
         _, found = ivf.search(probes_PD, 30)
@@ -160,7 +166,7 @@ def _recalls(found_PK: Ints, truth_PK: Ints) -> bool:
     return bool(nearest >= RECALL_AT_1 and ten >= RECALL_AT_10)
 
 
-def sampled(keys: Ints, total: int) -> Ints:
-    """Which embeddings to learn cells from: evenly spread, so that no time of enrolment is favoured."""
+def sample_keys(keys: Ints, total: int) -> Ints:
+    """Keys of embeddings to learn cells from, evenly spread over the order of enrolment."""
     wanted = POINTS_PER_CELL * cells_for(total)
     return keys[:: max(1, len(keys) // wanted)]

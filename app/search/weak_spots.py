@@ -1,4 +1,4 @@
-"""What in a gallery will go wrong: references that disagree, identities too close to tell apart, mislabelled images.
+"""The weak spots of a gallery: references that disagree, identities too close to tell apart, mislabelled images.
 
 Pure functions on embeddings.
 """
@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from app.arrays import EmbeddingsF32, Floats32, Ints
 from app.checkpoint.matching import MAX_DISTANCE, decide, distance
 from app.gallery.references import Enrolled
+from app.progress import track
 
 # Distances compared at a time, and how many pairs of identities are kept at most: the nearest.
 CELLS, MOST = 2**25, 10_000
@@ -20,7 +20,7 @@ CELLS, MOST = 2**25, 10_000
 
 @dataclass(frozen=True)
 class Spot:
-    """Two references that should be farther apart, or nearer, and their distance."""
+    """Two references that should be farther apart, or nearer, and their distance, 0 to 2."""
 
     collection: str
     identity_a: str
@@ -32,13 +32,13 @@ class Spot:
 
 @dataclass(frozen=True)
 class WeakSpots:
-    """Of one collection.
+    """The weak spots of one collection.
 
-    - `disagreeing`: identities of whose references some two are called dissimilar, by their farthest two;
-    - `too_close`: pairs of identities of which two references are called similar, by their nearest two; the nearest
-      10,000 of them, if there are more;
-    - `mislabelled`: references that are called similar to one of another identity, and lie nearer to it than to all of
-      their own, which they have; nearest first.
+    - `disagreeing`: identities with two references that are dissimilar; their farthest two, farthest first;
+    - `too_close`: pairs of identities with references that are similar; their nearest two, nearest first; at most the
+      10,000 nearest pairs;
+    - `mislabelled`: references that are similar to one of another identity, and nearer to it than to any other
+      reference of their own identity; nearest first.
     """
 
     collection: str
@@ -50,34 +50,34 @@ class WeakSpots:
     mislabelled: list[Spot]
 
     def document(self) -> dict[str, Any]:
-        """As JSON shows it."""
+        """As written to JSON."""
         return asdict(self)
 
 
-def look(enrolled: Sequence[Enrolled], threshold: float, *, progress: bool = True) -> WeakSpots:
-    """Compare all references of one collection with each other, at the threshold that verifies."""
-    names = sorted({one.identity for one in enrolled})
+def find_weak_spots(enrolled: Sequence[Enrolled], threshold: float, *, progress: bool = True) -> WeakSpots:
+    """Compare all references of one collection with each other, at a threshold (a distance, 0 to 2)."""
+    names = sorted({reference.identity for reference in enrolled})
     place = {name: index for index, name in enumerate(names)}
-    identity_N = np.array([place[one.identity] for one in enrolled], dtype=np.int64)
-    embeddings_ND = np.stack([one.embedding_D for one in enrolled]).astype(np.float32)
+    identity_N = np.array([place[reference.identity] for reference in enrolled], dtype=np.int64)
+    embeddings_ND = np.stack([reference.embedding_D for reference in enrolled]).astype(np.float32)
     farthest: dict[int, tuple[float, int, int]] = {}
     nearest = _Nearest(len(names))
     strange: list[tuple[int, int]] = []
     rows_at_once = max(1, CELLS // len(enrolled))
     starts = range(0, len(enrolled), rows_at_once)
-    # a float32 expansion is off by some 1e-3 where images are alike; what is reported is measured exactly
-    worth_measuring = threshold + 2e-3
-    for start in tqdm(starts, desc="comparing", unit="batch", disable=not progress or len(starts) < 2):
+    # Distances from a float32 matrix product are off by up to 1e-3 where images are alike; hits are measured again.
+    limit = threshold + 2e-3
+    for start in track(starts, "comparing", "batches", enabled=progress and len(starts) > 1):
         rows_R = np.arange(start, min(start + rows_at_once, len(enrolled)))
-        apart_RN = _distances(embeddings_ND[rows_R], embeddings_ND)
+        distance_RN = _distances(embeddings_ND[rows_R], embeddings_ND)
         same_RN = identity_N[rows_R, None] == identity_N[None, :]
-        own_RN = np.where(same_RN, apart_RN, -1.0)
+        own_RN = np.where(same_RN, distance_RN, -1.0)
         own_RN[np.arange(len(rows_R)), rows_R] = -1.0
-        other_RN = np.where(same_RN, np.inf, apart_RN)
+        other_RN = np.where(same_RN, np.inf, distance_RN)
         for row, column in zip(rows_R, own_RN.argmax(axis=1), strict=True):
-            found = (float(own_RN[row - start, column]), int(row), int(column))
-            farthest[int(identity_N[row])] = max(found, farthest.get(int(identity_N[row]), (-1.0, 0, 0)))
-        row_I, column_I = np.nonzero(other_RN <= worth_measuring)
+            candidate = (float(own_RN[row - start, column]), int(row), int(column))
+            farthest[int(identity_N[row])] = max(candidate, farthest.get(int(identity_N[row]), (-1.0, 0, 0)))
+        row_I, column_I = np.nonzero(other_RN <= limit)
         row_I, column_I = row_I[rows_R[row_I] < column_I], column_I[rows_R[row_I] < column_I]  # each pair once
         nearest.add(identity_N[rows_R[row_I]], identity_N[column_I], other_RN[row_I, column_I], rows_R[row_I], column_I)
         own_nearest_R = np.where(own_RN < 0, np.inf, own_RN).min(axis=1)
@@ -90,11 +90,11 @@ def look(enrolled: Sequence[Enrolled], threshold: float, *, progress: bool = Tru
         exact = distance(a.embedding_D, b.embedding_D)
         return Spot(a.collection, a.identity, a.reference_id, b.identity, b.reference_id, exact)
 
-    def similar(found: Spot) -> bool:
-        verdict = decide(found.distance, threshold)
+    def is_similar(pair: Spot) -> bool:
+        verdict = decide(pair.distance, threshold)
         return verdict == "similar"
 
-    disagreeing = [spot(a, b) for apart, a, b in farthest.values() if apart >= 0]
+    disagreeing = [spot(a, b) for exact, a, b in farthest.values() if exact >= 0]
     too_close = [spot(int(a), int(b)) for a, b in zip(nearest.first_P, nearest.second_P, strict=True)]
     mislabelled = [spot(a, b) for a, b in strange]
     return WeakSpots(
@@ -102,14 +102,14 @@ def look(enrolled: Sequence[Enrolled], threshold: float, *, progress: bool = Tru
         identities=len(names),
         references=len(enrolled),
         threshold=threshold,
-        disagreeing=sorted((s for s in disagreeing if not similar(s)), key=lambda s: -s.distance),
-        too_close=sorted(filter(similar, too_close), key=lambda s: s.distance),
-        mislabelled=sorted(filter(similar, mislabelled), key=lambda s: s.distance),
+        disagreeing=sorted((s for s in disagreeing if not is_similar(s)), key=lambda s: -s.distance),
+        too_close=sorted(filter(is_similar, too_close), key=lambda s: s.distance),
+        mislabelled=sorted(filter(is_similar, mislabelled), key=lambda s: s.distance),
     )
 
 
 class _Nearest:
-    """The nearest two references of each pair of identities, of those added; at most `MOST` pairs."""
+    """The nearest two references of each pair of identities; at most `MOST` pairs, the nearest."""
 
     def __init__(self, identities: int) -> None:
         self._identities = identities
@@ -120,15 +120,15 @@ class _Nearest:
 
     def add(self, a_I: Ints, b_I: Ints, distance_I: Floats32, first_I: Ints, second_I: Ints) -> None:
         pair_I = np.minimum(a_I, b_I) * self._identities + np.maximum(a_I, b_I)
-        pair, apart = np.append(self._pair_P, pair_I), np.append(self._distance_P, distance_I)
+        pair, distance = np.append(self._pair_P, pair_I), np.append(self._distance_P, distance_I)
         first, second = np.append(self.first_P, first_I), np.append(self.second_P, second_I)
-        order = np.lexsort((apart, pair))
+        order = np.lexsort((distance, pair))
         order = order[np.flatnonzero(np.diff(pair[order], prepend=-1))]  # the nearest of each pair of identities
-        order = order[np.argsort(apart[order], kind="stable")[:MOST]]
-        self._pair_P, self._distance_P = pair[order], apart[order]
+        order = order[np.argsort(distance[order], kind="stable")[:MOST]]
+        self._pair_P, self._distance_P = pair[order], distance[order]
         self.first_P, self.second_P = first[order], second[order]
 
 
-def _distances(some_RD: EmbeddingsF32, all_ND: EmbeddingsF32) -> Floats32:
-    square_RN = 2 - 2 * (some_RD @ all_ND.T)
+def _distances(rows_RD: EmbeddingsF32, all_ND: EmbeddingsF32) -> Floats32:
+    square_RN = 2 - 2 * (rows_RD @ all_ND.T)
     return np.asarray(np.sqrt(np.clip(square_RN, 0, MAX_DISTANCE**2)), dtype=np.float32)

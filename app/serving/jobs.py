@@ -10,7 +10,10 @@ from app.database.sqlite import SQLite
 from app.database.tables import change
 from app.database.transactions import Database
 from app.errors import DiptychError, GalleryDamaged, StorageUnavailable, Unavailable
-from app.gallery import collections, encoders, keys
+from app.gallery import collections
+from app.gallery.encoders import active_model, knows_model
+from app.gallery.idempotency import expire_answers, has_expired_answers
+from app.gallery.keys import read_keyring
 from app.gallery.originals import Originals
 from app.search.nearest import ByFaiss
 from app.serving.housekeeping import Housekeeping, Job
@@ -46,15 +49,13 @@ class Jobs:
     def read_keys(self) -> None:
         """Notice keys that were made or revoked. Where they cannot be read, the known ones stay valid."""
         with self._database.read() as connection:
-            self._live.keyring = keys.keyring(connection)
+            self._live.keyring = read_keyring(connection)
 
     def retry_writing(self) -> None:
         """Where the last write failed, try another one."""
         if self._database.trouble is not None and not isinstance(self._database.trouble, GalleryDamaged):
             self._database.reconnect()
-            self._database.write(
-                lambda connection: connection.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
-            )
+            self._database.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
 
     def follow_gallery(self) -> None:
         """Where the gallery was moved to another encoder, load that one and answer with it from now on.
@@ -63,12 +64,12 @@ class Jobs:
         """
         live = self._live
         with self._database.read() as connection:
-            active = encoders.active(connection)
+            active = active_model(connection)
             if active is None or active.model_id == live.checkpoint.model_id:
                 live.owns_gallery, live.stranded = active is not None, None
                 return
             # The gallery moved away from this encoder if it was seen to belong to it, or still has embeddings of it.
-            moved = live.owns_gallery or encoders.was_active(connection, live.checkpoint.model_id)
+            moved = live.owns_gallery or knows_model(connection, live.checkpoint.model_id)
         if not moved:
             return
         try:
@@ -94,14 +95,21 @@ class Jobs:
             ).one()
         if last - first > CHANGES_KEPT + CHANGES_CHUNK:
             old = sa.delete(change).where(change.c.sequence < min(first + CHANGES_CHUNK, last - CHANGES_KEPT))
-            self._database.write(lambda connection: connection.execute(old))
+            self._database.execute(old)
 
     def purge_collections(self) -> None:
         """Delete what is left of large deleted collections, part by part."""
         with self._database.read() as connection:
-            deleted = collections.has_deleted(connection)
+            deleted = collections.has_deleted_collections(connection)
         while deleted and not self._stopping.wait(PAUSE_SECONDS):
-            deleted = self._database.write(collections.purge)
+            deleted = self._database.write(collections.purge_collections)
+
+    def expire_answers(self) -> None:
+        """Delete answers kept under an Idempotency-Key whose time is over."""
+        with self._database.read() as connection:
+            expired = has_expired_answers(connection)
+        if expired:
+            self._database.write(expire_answers)
 
     def check_file(self) -> bool | None:
         """Read the whole database file. Raises `GalleryDamaged`; once that is known, there is nothing left to do."""
@@ -117,7 +125,7 @@ class Jobs:
         current = self._live.checkpoint  # once: another may take its place meanwhile
         if isinstance(current.proposer, ByFaiss):
             with self._database.read() as connection:
-                active = encoders.active(connection)
+                active = active_model(connection)
             if active is not None and active.model_id == current.model_id:
                 current.proposer.index.tend(active.key, closing=closing)
         return None
@@ -139,7 +147,11 @@ def make_housekeeping(settings: Settings, database: Database, originals: Origina
                 Job("encoder", jobs.follow_gallery),
                 Job("changes", jobs.prune_changes),
             ],
-            "deletions": [Job("collections", jobs.purge_collections), Job("originals", originals.sweep)],
+            "deletions": [
+                Job("collections", jobs.purge_collections),
+                Job("originals", originals.sweep),
+                Job("answers", jobs.expire_answers),
+            ],
             "images": [
                 Job("keeping images", originals.recover),
                 Job("orphans", originals.sweep_orphans, every_seconds=ORPHANS_EVERY_SECONDS),

@@ -11,7 +11,7 @@ from app.database.postgres import PostgreSQL
 from app.database.sqlite import SQLite
 from app.database.transactions import Database
 from app.errors import DiptychError, ModelMismatch, StorageUnavailable, UsageError
-from app.gallery.encoders import Loaded, key_of
+from app.gallery.encoders import Loaded, find_model_key
 from app.search.index import GalleryIndex
 from app.search.nearest import ByFaiss, ByPgvector, Proposer
 from app.settings import Settings
@@ -63,14 +63,14 @@ def _proposer(database: Database, settings: Settings, encoder: Encoder) -> Propo
     if isinstance(database, SQLite):
         return ByFaiss(GalleryIndex(database, encoder.model_id, encoder.embedding_dim, settings.index_dir))
     assert isinstance(database, PostgreSQL)  # noqa: S101  there are two
-    return ByPgvector(database.flavour, encoder.embedding_dim)
+    return ByPgvector(encoder.embedding_dim)
 
 
 def check_gallery(database: Database, loaded: Loaded, checkpoint: str) -> None:
     """Raises `UsageError` where the gallery holds embeddings of another encoder, or cannot be read."""
     try:
         with database.read() as connection:
-            key_of(connection, loaded)
+            find_model_key(connection, loaded)
     except ModelMismatch as mismatch:
         raise UsageError(
             f"The gallery {database.where} cannot be served with the checkpoint {checkpoint!r}: {mismatch.detail} "

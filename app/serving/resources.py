@@ -9,8 +9,8 @@ from starlette.types import Scope
 from app.database.open import open_database
 from app.database.transactions import Database
 from app.errors import StorageUnavailable
-from app.gallery import keys
-from app.gallery.collections import sizes
+from app.gallery.collections import count_enrolled
+from app.gallery.keys import read_keyring
 from app.gallery.originals import Originals
 from app.serving import tracing
 from app.serving.disks import Disks
@@ -69,7 +69,7 @@ class Resources:
         metrics.set_drift()
         if not any(check.name == "gallery" and check.problem for check in checks):
             with suppress(StorageUnavailable), self.database.read() as connection:
-                metrics.set_gallery_size(*sizes(connection))
+                metrics.set_gallery_size(*count_enrolled(connection))
         return metrics.exposition()
 
 
@@ -89,7 +89,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
         check_gallery(database, checkpoint.gallery_encoder, settings.checkpoint)
         metrics = Metrics(tracing.open_tracing(settings))
         with database.read() as connection:
-            live = LiveState(checkpoint, keys.keyring(connection))
+            live = LiveState(checkpoint, read_keyring(connection))
         resources = Resources(
             settings=settings,
             pipeline=Pipeline(settings, metrics),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from app.database.transactions import SCHEMA, Database
 from app.errors import ModelMismatch, Unavailable
-from app.gallery.encoders import key_of
+from app.gallery.encoders import find_model_key
 from app.gallery.originals import Originals
 from app.serving.live import LiveState
 from app.serving.readiness import Check, make_check
@@ -25,7 +25,7 @@ class ServedGallery:
             with self._database.read() as connection:
                 schema = self._database.schema(connection)
                 try:
-                    key_of(connection, self._live.checkpoint.gallery_encoder)
+                    find_model_key(connection, self._live.checkpoint.gallery_encoder)
                 except ModelMismatch as mismatch:
                     moved = Unavailable(mismatch.detail)
         except Unavailable as problem:

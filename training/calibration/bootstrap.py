@@ -1,7 +1,7 @@
-"""Intervals for error rates: which identities were sampled is drawn anew, many times.
+"""Intervals for error rates by the bootstrap: identities, or whole groups of them, are resampled.
 
-Pairs that share an identity, or identities of one group, are not independent, so what is resampled are identities, or
-whole groups where groups were kept out: *units*, U of them or fewer.
+Pairs that share an identity, or identities of one group, are not independent. So the *units* that are resampled are
+identities, or groups where whole groups were kept out of training.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from training.calibration.claims import Claim
 from training.calibration.pairs import STEPS, grid_index
 
 RESAMPLES = 1000
-# Of fewer units there are too few different resamples: each is left out once instead.
+# Fewer units have too few different resamples. Each of them is left out once instead.
 FEW = 6
 CONFIDENCE = 0.95
 
@@ -57,17 +57,20 @@ class ResampledRates:
 
     @property
     def fnmr_interval(self) -> tuple[Floats, Floats]:
-        """The same of the FNMR."""
+        """Low and high ends `[K]` of the 95 % interval of the FNMR."""
         if self.units < FEW:
             return left_out(self.fnmr_BK, self.units)
         return interval(self.fnmr_BK[1:], self.units)
 
 
 def draw_resamples(unit_U: Ints, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """How often each identity stands in each resample, `[1 + B, U]`; the first row is the sample itself.
+    """How often each identity is in each resample, `[1 + B, U]`; the first row is the sample itself.
 
-    Units are drawn with replacement, as many as there are; the identities of a unit come together. Of fewer than `FEW`
+    As many units as there are, are drawn with replacement; the identities of a unit stay together. Of fewer than `FEW`
     units, each is left out in turn.
+
+    >>> draw_resamples(np.array([0, 1, 1])).tolist()
+    [[1.0, 1.0, 1.0], [0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]
     """
     names, place_U = np.unique(unit_U, return_inverse=True)
     if len(names) < FEW:
@@ -77,15 +80,15 @@ def draw_resamples(unit_U: Ints, resamples: int = RESAMPLES, seed: int = 0) -> F
 
 
 def resample_rates(claims: Iterable[Claim], thresholds_K: Floats, weight_BU: Floats, unit_U: Ints) -> ResampledRates:
-    """Error rates of each resample. A pair of identities weighs w_i * w_j, and none is paired with its own copy.
+    """Error rates of each resample. A pair of identities weighs w_i * w_j; no identity is paired with its own copy.
 
-    Nor is a group with its own copy: a pair within a group that was drawn w times weighs w, and pairs within groups
-    and between them keep their shares. With w * w the near pairs within groups, where most false matches are, would
-    be twice as many in the resamples as in the sample.
+    The same holds for groups: a pair within a group that was drawn w times weighs w, and pairs within groups and
+    between them keep their shares. With w * w, near pairs within groups, where most false matches are, would be twice
+    as many in the resamples as in the sample.
 
-    Where identities are the units, what a single pair of them adds to the spread counts up to three times in the
-    resamples (A. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007); `too_wide_K` is the spread of
-    the resamples over that of `dyadic_variance`.
+    Where identities are the units, what a single pair adds to the spread counts up to three times in the resamples
+    (A. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007); `too_wide_K` is the spread of the
+    resamples over that of `dyadic_variance`.
     """
     bin_of_G = np.searchsorted(grid_index(thresholds_K), np.arange(STEPS + 1))
     size, identities = len(thresholds_K), weight_BU.shape[1]
@@ -129,7 +132,8 @@ def dyadic_variance(row_UK: Floats, square_K: Floats) -> Floats:
 
     Sum over such pairs of pairs of the product of their deviations from the mean, over the number of pairs squared
     (P. Aronow, C. Samii, V. Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis 2015).
-    `row_UK` sums each identity's pairs, `square_K` the squares of all pairs. Not positive where too few pairs speak.
+    `row_UK` sums each identity's pairs, `square_K` the squares of all pairs. Not positive where too few pairs have a
+    false match.
 
     >>> float(dyadic_variance(np.array([[2.0], [1.0], [1.0], [0.0]]), np.array([2.0]))[0].round(4))  # 2 of 6 pairs
     0.0185
@@ -143,7 +147,15 @@ def dyadic_variance(row_UK: Floats, square_K: Floats) -> Floats:
 
 
 def shares(claim: Claim, bin_of_G: Ints, identities: int, size: int) -> Floats:
-    """For each identity, the share of its images that are nearer than each threshold, `[U, K]`; zero for its own."""
+    """The share of each identity's images that are nearer than each threshold, `[U, K]`; zero for the claimed identity.
+
+    `bin_of_G` is the first threshold at or beyond each point of the grid.
+
+    >>> claim = Claim(0, np.array([]), np.array([[0.2, 0.6]]), np.array([1, 1]))
+    >>> bin_of_G = np.searchsorted(grid_index(np.array([0.5, 1.0])), np.arange(STEPS + 1))
+    >>> shares(claim, bin_of_G, identities=2, size=2).tolist()
+    [[0.0, 0.0], [0.5, 1.0]]
+    """
     of_image = np.broadcast_to(claim.position_of_other, claim.others.shape)
     flat = of_image * (size + 1) + bin_of_G[grid_index(claim.others)]
     count_UK = np.bincount(flat.ravel(), minlength=identities * (size + 1)).reshape(identities, size + 1)
@@ -157,7 +169,11 @@ def interval(rates_BK: Floats, units: int) -> tuple[Floats, Floats]:
 
     The plain percentiles are too narrow where units are few; their level is widened as Student's t is over the normal
     (T. Hesterberg, "What teachers should know about the bootstrap", The American Statistician 2015, section 4.2.2).
-    NaN where no resample holds a pair. Of fewer than `FEW` units, `left_out` speaks instead.
+    NaN where no resample holds a pair. For fewer than `FEW` units, `left_out` is used instead.
+
+    >>> low_K, high_K = interval(np.array([[0.1], [0.2], [0.3]]), units=6)
+    >>> round(float(low_K[0]), 2), round(float(high_K[0]), 2)  # nearly all of three resamples
+    (0.1, 0.3)
     """
     tail = float(norm.cdf(-np.sqrt(units / (units - 1)) * t.ppf((1 + CONFIDENCE) / 2, units - 1)))
     known_BK = rates_BK[~np.isnan(rates_BK).all(axis=1)]
@@ -172,7 +188,11 @@ def left_out(rates_BK: Floats, units: int) -> tuple[Floats, Floats]:
     """Low and high ends by the jackknife with Student's t, on a logarithmic scale where no rate is zero.
 
     The first row is the sample, each other leaves a unit out (B. Efron, C. Stein, "The jackknife estimate of variance",
-    Annals of Statistics 1981). With three units the interval is wide, as it should be; with fewer it is NaN.
+    Annals of Statistics 1981). With three units the interval is wide; with fewer it is NaN.
+
+    >>> low_K, high_K = left_out(np.array([[0.2], [0.19], [0.2], [0.21]]), units=3)
+    >>> round(float(low_K[0]), 3), round(float(high_K[0]), 3)  # about 0.2 +- 4.3 * sqrt(2 / 3 * 0.0002)
+    (0.156, 0.256)
     """
     nothing = np.full(rates_BK.shape[1], np.nan)
     if units < 3:

@@ -1,7 +1,7 @@
 """Claims: a probe against the references of one identity, as `/verify` judges them.
 
-With one reference a claim is a pair. With several, the nearest of them decides, and is closer by chance too; so each
-number of references has error rates of its own.
+With one reference a claim is a pair. With several, the nearest one decides. More references mean more chances of a
+lucky match, so error rates depend on their number.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from app.arrays import Floats, Ints
 from app.checkpoint.matching import MAX_DISTANCE
 from training.calibration.pairs import STEPS, Labelled, PairCounts, grid_index, normalised
 
-# Sets of references drawn from an identity, at most: more images than this add little, and cost memory.
+# At most this many sets of references are drawn from an identity: more add little, and cost memory.
 SETS = 64
 Rule = Literal["nearest", "mean"]
-RULES: tuple[Rule, ...] = ("nearest", "mean")  # what serves; what it was measured beside
+RULES: tuple[Rule, ...] = ("nearest", "mean")  # the rule that serves, and one that it was compared with
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,14 @@ class Claim:
 def draw_claims(data: Labelled, references: int = 1, rule: Rule = "nearest", seed: int = 0) -> Iterator[Claim]:
     """Every identity is claimed by every probe, `references` of its images being enrolled.
 
-    They are drawn at random, each image for one set at most. Identities with too few images are claimed by nobody, but
+    References are drawn at random, each image for at most one set. Identities with too few images are not claimed, but
     their images are probes.
+
+    >>> from training.calibration.pairs import sort_by_identity
+    >>> points = np.array([[1, 0], [0.6, 0.8], [0, 1]], dtype=np.float32)
+    >>> data = sort_by_identity(points, np.array([0, 0, 1]), np.zeros(3))
+    >>> [(claim.position, claim.own.round(3).tolist(), claim.others.shape) for claim in draw_claims(data)]
+    [(0, [0.894, 0.894], (2, 1)), (1, [], (1, 2))]
     """
     rng = np.random.default_rng(seed)
     position_N = data.position_N
@@ -71,7 +77,15 @@ def _distances(embeddings_ND: Floats, references_SR: Ints, rule: Rule) -> Floats
 
 
 def count_claims(data: Labelled, references: int, rule: Rule = "nearest", seed: int = 0) -> PairCounts:
-    """Count claims as pairs are counted: every pair of a probe's and a claimed identity weighs the same."""
+    """Count claims in the way of pairs: every pair of a probe's and a claimed identity weighs the same.
+
+    >>> from training.calibration.pairs import sort_by_identity
+    >>> points = np.array([[1, 0], [0.6, 0.8], [0, 1]], dtype=np.float32)
+    >>> data = sort_by_identity(points, np.array([0, 0, 1]), np.zeros(3))
+    >>> counts = count_claims(data, references=1)  # each pair is claimed in both directions
+    >>> int(counts.genuine_count_G.sum()), int(counts.impostor_count_G.sum()), counts.closest_P.round(3).tolist()
+    (2, 4, [0.632])
+    """
     size = STEPS + 1
     genuine_weight, impostor_weight = np.zeros(size), np.zeros(size)
     genuine, impostor = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""How often a search finds somebody who is not enrolled, by the gallery's size.
+"""How often a search finds somebody although the probe's identity is not enrolled, by the size of the gallery.
 
 FPIR at N identities is the mean over probes of 1 - (1 - FMR_probe)^N, not of the mean FMR: some probes look like many
 identities, most like none, and the first saturate (P. Grother, J. Phillips, "Models of large population recognition
@@ -16,7 +16,8 @@ from app.checkpoint.matching import fpir
 from training.calibration.claims import draw_claims
 from training.calibration.pairs import STEPS, Labelled, grid_index
 
-# a + b of the beta distribution: far below, a probe matches all or nobody; far above, all probes are alike.
+# Limits of a + b of the beta distribution. At the low end a probe matches all or none, at the high end all probes are
+# alike.
 CONCENTRATIONS = (1e-4, 1e6)
 
 
@@ -29,7 +30,13 @@ class Spread:
 
 
 def spread_over_probes(data: Labelled, references: int, thresholds_K: Floats) -> Spread:
-    """Measure every probe against every identity but its own, `references` of whose images are enrolled."""
+    """Measure every probe against every other identity, with `references` of the identity's images enrolled.
+
+    >>> from training.calibration.pairs import sort_by_identity
+    >>> data = sort_by_identity(np.eye(3, dtype=np.float32), np.arange(3), np.zeros(3))  # all at right angles
+    >>> spread_over_probes(data, 1, np.array([1.0, 1.5])).mean_K.tolist()
+    [0.0, 1.0]
+    """
     bin_of_G = np.searchsorted(grid_index(thresholds_K), np.arange(STEPS + 1))
     size, images = len(thresholds_K), len(data.embeddings_ND)
     position_N = data.position_N

@@ -19,18 +19,24 @@ from training.calibration.pairs import GRID, PairCounts
 
 Fit = Callable[[PairCounts], Floats]
 
-# Bends of the monotone alternative stand at these shares of both kinds of pairs.
+# The bent fit may bend at these quantiles of the distances of both kinds of pairs.
 BENDS = (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
-# Keeps the alternative near a straight line where hardly a pair speaks. Chosen on held-out alphabets of Omniglot's
+# Keeps the bent fit near a straight line where there are hardly any pairs. Chosen on held-out alphabets of Omniglot's
 # background set: 1e-3 to 1e-7 cost alike (Cllr 0.0737 to 0.0742), and the probabilities of this one come truest.
 SMOOTHNESS = 1e-6
 MIN_IDENTITIES = 50
-# What the likelihood of a pair never seen is bounded to before the sample's own bounds apply.
+# Log-likelihood ratios are limited to this before the bounds of the sample (`llr_bounds`) apply.
 LIMIT = 30.0
 
 
 def has_both(counts: PairCounts) -> bool:
-    """Whether there are genuine and impostor pairs, and not all at one distance."""
+    """Whether there are genuine and impostor pairs, and not all at one distance.
+
+    >>> from training.calibration.pairs import count_listed_pairs
+    >>> one_place = count_listed_pairs(np.array([0.5, 0.5]), np.array([True, False]))
+    >>> has_both(one_place), has_both(count_listed_pairs(np.array([0.5, 0.6]), np.array([True, False])))
+    (False, True)
+    """
     if not counts.genuine_count_G.any() or not counts.impostor_count_G.any():
         return False
     return int(((counts.genuine_count_G + counts.impostor_count_G) > 0).sum()) > 1
@@ -39,7 +45,12 @@ def has_both(counts: PairCounts) -> bool:
 def logistic(counts: PairCounts) -> Floats:
     """Log-likelihood ratio `[G]`, a straight line in the distance (J. Platt, "Probabilistic outputs", 1999).
 
-    Zero, which says nothing, without pairs of both kinds or where the line would rise with distance.
+    Zero, which says nothing, without pairs of both kinds, or where the line would rise with distance.
+
+    >>> from training.calibration.pairs import count_listed_pairs
+    >>> counts = count_listed_pairs(np.array([0.2, 0.8, 0.6, 1.2]), np.array([True, True, False, False]))
+    >>> round(abs(float(logistic(counts)[7000])), 3)  # in the middle, at 0.7, it says nothing
+    0.0
     """
     if not has_both(counts):
         return np.zeros(len(GRID))
@@ -58,8 +69,13 @@ def logistic(counts: PairCounts) -> Floats:
 def bent(counts: PairCounts) -> Floats:
     """Log-likelihood ratio `[G]`, piecewise linear and never rising with distance.
 
-    Logistic regression on hinges max(0, x - d) that may only add to the fall. Where the two kinds of distances are no
-    normal distributions of one width, a straight line is wrong in the tails.
+    Logistic regression on hinges max(0, x - d), each of which may only make it fall more. Where the distances are not
+    normally distributed with one width for both kinds, a straight line is wrong in the tails.
+
+    >>> from training.calibration.pairs import count_listed_pairs
+    >>> counts = count_listed_pairs(np.array([0.2, 0.8, 0.6, 1.2]), np.array([True, True, False, False]))
+    >>> bool((np.diff(bent(counts)) <= 1e-9).all())
+    True
     """
     if not has_both(counts):
         return np.zeros(len(GRID))
@@ -104,7 +120,13 @@ def bent(counts: PairCounts) -> Floats:
 
 
 def pool_adjacent_violators(counts: PairCounts) -> Floats:
-    """The best log-likelihood ratio `[G]` that falls with distance, in hindsight: fitted to each one seen."""
+    """The log-likelihood ratio `[G]` that fits these very pairs best, of all that never rise with distance.
+
+    >>> from training.calibration.pairs import count_listed_pairs
+    >>> counts = count_listed_pairs(np.array([0.2, 0.8, 0.6, 1.0]), np.array([True, True, False, False]))
+    >>> pool_adjacent_violators(counts)[[2000, 7000, 10000]].tolist()  # one of each kind from 0.6 to 0.8
+    [inf, 0.0, -inf]
+    """
     if not has_both(counts):
         return np.zeros(len(GRID))
     both = counts.genuine_weight_G + counts.impostor_weight_G
@@ -120,6 +142,11 @@ def cllr(counts: PairCounts, llr_G: Floats) -> float | None:
     """What the log-likelihood ratios cost, in bits: 0 is perfect, 1 says nothing (Bruemmer and du Preez 2006, eq. 26).
 
     None without pairs of both kinds.
+
+    >>> from training.calibration.pairs import count_listed_pairs
+    >>> counts = count_listed_pairs(np.array([0.2, 0.4, 0.6, 1.0]), np.array([True, True, False, False]))
+    >>> cllr(counts, np.zeros(len(GRID)))
+    1.0
     """
     if not has_both(counts):
         return None
@@ -130,19 +157,30 @@ def cllr(counts: PairCounts, llr_G: Floats) -> float | None:
 
 
 def cllr_min(counts: PairCounts) -> float | None:
-    """The least Cllr that any calibration of these distances could have."""
+    """The lowest Cllr that a calibration of these distances can have.
+
+    >>> from training.calibration.pairs import count_listed_pairs
+    >>> counts = count_listed_pairs(np.array([0.2, 0.4, 0.6, 1.0]), np.array([True, True, False, False]))
+    >>> cllr_min(counts)  # a threshold of 0.5 tells them apart
+    0.0
+    """
     return cllr(counts, pool_adjacent_violators(counts))
 
 
 def choose_fit(folds: Sequence[tuple[PairCounts, PairCounts]]) -> str:
     """`logistic`, unless `bent` costs less on held-out identities: each fold is what to fit on and what to judge by.
 
-    Of few identities the straight line is taken unseen: what bends it would be single ones of them.
+    With few identities it is always the straight line, since single identities would bend it.
+
+    >>> choose_fit([])
+    'logistic'
     """
     if sum(judge.identities or MIN_IDENTITIES for _, judge in folds) < MIN_IDENTITIES:
         return "logistic"
     costs = {name: [cllr(judge, fit(learn)) for learn, judge in folds] for name, fit in FITS.items()}
-    means = {name: np.mean([cost for cost in own if cost is not None] or [1.0]) for name, own in costs.items()}
+    means = {
+        name: np.mean([cost for cost in of_folds if cost is not None] or [1.0]) for name, of_folds in costs.items()
+    }
     return "bent" if means["bent"] < means["logistic"] else "logistic"
 
 

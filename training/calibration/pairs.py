@@ -48,13 +48,13 @@ class PairCounts:
 
     @property
     def same_group_fmr_G(self) -> Floats:
-        """The same over impostor pairs of one group, the near neighbours."""
+        """Share of impostor pairs within a group, the near neighbours, called similar at each threshold of the grid."""
         return np.cumsum(self.same_group_weight_G)
 
     @property
     def fnmr_G(self) -> Floats:
         """Share of genuine pairs called dissimilar at each threshold of the grid."""
-        # summed from the far end, so that no error left is exactly zero
+        # summed from the far end, so that it is exactly zero where no error is left
         beyond_G: Floats = np.cumsum(self.genuine_weight_G[::-1])[::-1]
         return np.append(beyond_G[1:], 0.0)
 
@@ -72,7 +72,7 @@ def grid_index(distances: Floats) -> Ints:
 
 @dataclass(frozen=True)
 class Rows:
-    """Distances of some images of one identity: to their own kind, and to all images of later identities `[s, M]`."""
+    """Distances of some images of one identity: to others of the same identity, and `[R, M]` to all of later ones."""
 
     identity: int
     own: Floats
@@ -92,30 +92,35 @@ class Labelled:
 
     @property
     def position_N(self) -> Ints:
-        """The place of each image's identity among the U."""
+        """The position of each image's identity among the U identities."""
         return np.repeat(np.arange(len(self.sizes_U)), self.sizes_U)
 
     def of(self, position: int) -> slice:
-        """The images of one identity."""
+        """Where the images of one identity are."""
         return slice(int(self.starts_U[position]), int(self.starts_U[position] + self.sizes_U[position]))
 
     def rows(self) -> Iterator[Rows]:
-        """All pairs, some images at a time; those of an identity follow one another."""
+        """Distances of all pairs, ROWS images at a time; the rows of an identity follow one another."""
         # float64 throughout: the expansion |a|^2 + |b|^2 - 2ab is then exact to 1e-8, far below a step of the grid.
         x_ND = self.embeddings_ND
         square_N = np.einsum("nd,nd->n", x_ND, x_ND)
         for position in range(len(self.sizes_U)):
             span = self.of(position)
             for first in range(span.start, span.stop, ROWS):
-                some = slice(first, min(first + ROWS, span.stop))
-                square = square_N[some, None] + square_N[None, first:] - 2 * x_ND[some] @ x_ND[first:].T
+                block = slice(first, min(first + ROWS, span.stop))
+                square = square_N[block, None] + square_N[None, first:] - 2 * x_ND[block] @ x_ND[first:].T
                 distance = np.sqrt(np.maximum(square, 0))
                 own = distance[:, : span.stop - first]
                 yield Rows(position, own[np.triu_indices(len(own), 1, own.shape[1])], distance[:, span.stop - first :])
 
 
 def sort_by_identity(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -> Labelled:
-    """Sort a labelled set by identity. Each identity belongs to one group."""
+    """Sort a labelled set by identity. Each identity belongs to one group.
+
+    >>> found = sort_by_identity(np.eye(3, dtype=np.float32), np.array([7, 4, 7]), np.array([0, 1, 0]))
+    >>> found.identity_U.tolist(), found.sizes_U.tolist(), found.starts_U.tolist(), found.group_U.tolist()
+    ([4, 7], [1, 2], [0, 1], [1, 0])
+    """
     order = np.argsort(identity_N, kind="stable")
     names, starts, sizes = np.unique(identity_N[order], return_index=True, return_counts=True)
     return Labelled(embeddings_ND[order].astype(np.float64), starts, sizes, names, group_N[order][starts])
@@ -124,7 +129,12 @@ def sort_by_identity(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: In
 def count_pairs(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -> PairCounts:
     """Count all genuine and all impostor pairs of a labelled set, one identity at a time.
 
-    Groups matter only if there are several; `same_group` stays empty otherwise.
+    Where there is only one group, `same_group` stays empty.
+
+    >>> right_angles = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
+    >>> counts = count_pairs(right_angles, np.array([0, 0, 1]), np.zeros(3, dtype=int))
+    >>> int(counts.genuine_count_G.sum()), int(counts.impostor_count_G.sum()), counts.closest_P.round(4).tolist()
+    (1, 2, [1.4142])
     """
     sorted_set = sort_by_identity(embeddings_ND, identity_N, group_N)
     starts, sizes, group_U = sorted_set.starts_U, sorted_set.sizes_U, sorted_set.group_U
@@ -166,7 +176,12 @@ def count_pairs(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -
 
 
 def count_listed_pairs(distances: Floats, same: Bools) -> PairCounts:
-    """Count a given list of pairs; every pair weighs the same, and counts as a pair of identities."""
+    """Count the pairs of a list. Every pair weighs the same, and counts as a pair of identities of its own.
+
+    >>> counts = count_listed_pairs(np.array([0.2, 0.8, 0.6, 1.0]), np.array([True, True, False, False]))
+    >>> counts.fmr_G[[0, 6000, 10000]].tolist(), counts.fnmr_G[[0, 2000, 8000]].tolist()
+    ([0.0, 0.5, 1.0], [1.0, 0.5, 0.0])
+    """
     size = STEPS + 1
     genuine = np.bincount(grid_index(distances[same]), minlength=size)
     impostor = np.bincount(grid_index(distances[~same]), minlength=size)
@@ -184,6 +199,10 @@ def count_listed_pairs(distances: Floats, same: Bools) -> PairCounts:
 
 
 def normalised(weight_G: Floats) -> Floats:
-    """Weights that sum to one, or zero where there are none."""
+    """Weights that sum to one, or zeros where there are none.
+
+    >>> normalised(np.array([1.0, 3.0])).tolist(), normalised(np.zeros(2)).tolist()
+    ([0.25, 0.75], [0.0, 0.0])
+    """
     total = weight_G.sum()
     return weight_G / total if total else weight_G

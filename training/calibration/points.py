@@ -98,7 +98,13 @@ def default_threshold(
 
 
 def units_of(data: Labelled, unit: Unit) -> Ints:
-    """The unit that each identity is resampled with, `[U]`: itself, or its group."""
+    """The unit that each identity is resampled with, `[U]`: itself, or its group.
+
+    >>> from training.calibration.pairs import sort_by_identity
+    >>> data = sort_by_identity(np.eye(3, dtype=np.float32), np.array([0, 1, 2]), np.array([5, 5, 8]))
+    >>> units_of(data, "identity").tolist(), units_of(data, "group").tolist()
+    ([0, 1, 2], [5, 5, 8])
+    """
     return data.group_U if unit == "group" else np.arange(len(data.sizes_U))
 
 

@@ -4,23 +4,20 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from app.arrays import ImageU8, Ints
-from app.errors import ImageError, UsageError
-from app.image.policy import FOLDER_FORMATS, Preprocessing, decode
+from app.checkpoint.bulk import MAX_BYTES, Item, decode_all
+from app.errors import ImageError, TooManyBytes, UsageError
+from app.image.policy import FOLDER_FORMATS, Preprocessing
 from app.progress import progress_bar
 
 # More decoded pixels than this live in a file, which the kernel pages in and out.
 IN_MEMORY_BYTES = 2**30
-# Files on this machine may be larger than uploads: a scan often is.
-MAX_BYTES = 2**30
-MAX_PIXELS = 178_956_970  # Pillow's own limit
 
 
 @dataclass(frozen=True)
@@ -91,30 +88,23 @@ def image_files(root: Path, *, hidden: bool = False) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def decode_file(path: Path, to: Preprocessing) -> tuple[ImageU8, str] | None:
-    """Pixels, decoded as the service does, and sha256 of the file's bytes; None if the file is not an image."""
+def read_image(path: Path) -> bytes:
+    """The bytes of a file. Raises `OSError` or `ImageError` where it can't be an image."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            return None
-        data = path.read_bytes()
-        pixels = decode(data, to, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS, formats=FOLDER_FORMATS)
-    except (ImageError, OSError, ValueError):  # ValueError: a null byte in the path
-        return None
-    return pixels, hashlib.sha256(data).hexdigest()
+            raise TooManyBytes(f"{path} has more than {MAX_BYTES:,} bytes.")
+        return path.read_bytes()
+    except ValueError:
+        raise ImageError(f"{path!r} can't be the path of a file.") from None  # it has a null byte
 
 
-def decode_files(
-    paths: Sequence[Path], to: Preprocessing, *, progress: bool = True
-) -> Iterator[tuple[Path, tuple[ImageU8, str] | None]]:
-    """Decode many files on all cores, in order. At most a few hundred are in memory at a time."""
-
-    bar = progress_bar("decoding", "files", len(paths), enabled=progress)
-    with ThreadPoolExecutor() as pool, bar:
-        for start in range(0, len(paths), 256):
-            block = paths[start : start + 256]
-            for path, decoded in zip(block, pool.map(decode_file, block, repeat(to)), strict=False):
-                bar.update()
-                yield path, decoded
+def decode_files(paths: Sequence[Path], to: Preprocessing, *, progress: bool = True) -> Iterator[Item[Path]]:
+    """Decode many files as the service does, on all cores, in order."""
+    images = ((path, partial(read_image, path)) for path in paths)
+    with progress_bar("decoding", "files", len(paths), enabled=progress) as bar:
+        for item in decode_all(images, to, formats=FOLDER_FORMATS, refuse_blank=False):
+            bar.update()
+            yield item
 
 
 def read_dataset(root: Path, to: Preprocessing, *, progress: bool = True) -> Dataset:
@@ -129,16 +119,15 @@ def read_dataset(root: Path, to: Preprocessing, *, progress: bool = True) -> Dat
     kept: list[Path] = []
     sha256_N: list[str] = []
     unreadable: list[str] = []
-    for path, decoded in decode_files(files, to, progress=progress):
-        relative = path.relative_to(root)
-        if decoded is None:
+    for item in decode_files(files, to, progress=progress):
+        relative = item.key.relative_to(root)
+        if item.pixels_HWC is None:
             unreadable.append(relative.as_posix())
             continue
-        pixels, sha256 = decoded
-        images_NHWC[len(kept)] = pixels
-        digest.update(f"{relative.as_posix()}\0{sha256}\n".encode(errors="surrogateescape"))
+        images_NHWC[len(kept)] = item.pixels_HWC
+        digest.update(f"{relative.as_posix()}\0{item.sha256}\n".encode(errors="surrogateescape"))
         kept.append(relative)
-        sha256_N.append(sha256)
+        sha256_N.append(item.sha256)
     if not kept:
         raise UsageError(f"{root} holds no images. Give a folder tree with one folder of images per identity.")
     identities = sorted({path.parent.as_posix() for path in kept})

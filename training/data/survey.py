@@ -7,7 +7,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from app.image.policy import Preprocessing
-from training.data.dataset import decode_file, image_files
+from training.data.dataset import decode_files, image_files
 from training.recipe import Recipe
 
 # Images whose longer side is at most this are small: digits, characters, icons, cropped faces.
@@ -35,17 +35,16 @@ def survey_images(root: Path) -> Survey:
     paths = image_files(root)
     to = Preprocessing(height=64, width=64, channels=3, aspect="stretch")
     sides, ratios, colour, flat = [], [], False, []
-    for path in paths[:: max(1, len(paths) // 100)]:
-        decoded = decode_file(path, to)
-        if decoded is None:
+    for item in decode_files(paths[:: max(1, len(paths) // 100)], to, progress=False):
+        if item.pixels_HWC is None:
             continue
-        with Image.open(path) as image:
+        with Image.open(item.key) as image:
             width, height = image.size
             if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # stored on its side
                 width, height = height, width
         sides.append(max(width, height))
         ratios.append(width / height)
-        pixels = decoded[0].astype(np.float32)
+        pixels = item.pixels_HWC.astype(np.float32)
         colour = colour or bool(np.ptp(pixels, axis=2).max() > 16)
         grey = pixels.mean(axis=2)
         low, high = np.percentile(grey, (1, 99))

@@ -67,16 +67,15 @@ def plot_learning(history: Sequence[dict[str, Any]]) -> Figure:
         total.legend(loc="center right")
     line(middle, "validation_accuracy", 100, color=GENUINE)
     middle.set(title="Validation accuracy, %")
-    middle.set_xlabel("epoch (best threshold; genuine and impostor pairs weigh the same)")
     line(right, "validation_eer", 100, color=IMPOSTOR, label="all impostors")
     if any(row["validation_same_group_eer"] is not None for row in history):
         line(right, "validation_same_group_eer", 100, color=NEAR, label="same group")
     right.set(title="Validation EER, %")
     right.legend()
     for ax in (left, right):
-        ax.set_xlabel("epoch")
         ax.set_ylim(bottom=0)
     for ax in (left, middle, right):
+        ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -93,10 +92,12 @@ def plot_distances(counts: PairCounts, margin: float, threshold: float) -> Figur
     ):
         axes.hist(GRID, bins=bins, weights=100 * weight_G, color=colour, alpha=0.6, label=f"{name} pairs")
     top = axes.get_ylim()[1]
-    axes.axvline(threshold, color=INK, linewidth=1.6)
-    axes.text(threshold, top, f" threshold {threshold:.3f}", color=INK, va="top", rotation=90, ha="right")
-    axes.axvline(margin, color=INK, linewidth=1.2, linestyle=":")
-    axes.text(margin, top, f" margin {margin:g}", color=INK, va="top", rotation=90, ha="right")
+    axes.axvline(threshold, color=INK, linewidth=1.6, zorder=4)
+    label: dict[str, Any] = {"color": INK, "va": "top", "ha": "right", "rotation": 90}
+    label["bbox"] = {"color": "white", "alpha": 0.7, "pad": 1, "linewidth": 0}  # readable on a bar
+    axes.text(threshold, top, f" threshold {threshold:.3f}", **label)
+    axes.axvline(margin, color=INK, linewidth=1.2, linestyle=":", zorder=4)
+    axes.text(margin, top, f" margin {margin:g}", **label)
     axes.set(title="Distances on test identities", xlabel="distance", ylabel="% of pairs of its kind")
     shown = GRID[(counts.genuine_weight_G + counts.impostor_weight_G) > 0]
     axes.set_xlim(0, min(2.0, max(float(shown.max()) if len(shown) else 2.0, margin) * 1.05))

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# Under a root of our own. Where two embeddings coincide the root's slope is infinite and the gradient NaN; with this
-# it is zero, and a distance is at most 1e-6 too long.
+# Added under the square root in `centre_loss`. Where two embeddings coincide, the slope of the root is infinite and the
+# gradient NaN; with this it is zero, and a distance is at most 1e-6 too long.
 EPSILON = 1e-12
 
 Mining = Literal["all", "active", "semi-hard", "hardest"]
@@ -24,14 +24,14 @@ def contrastive_loss(
 
     L = (1 - Y) D^2 / 2 + Y max(0, m - D)^2 / 2, with Y = 0 for a genuine and Y = 1 for an impostor pair
     (R. Hadsell, S. Chopra, Y. LeCun, "Dimensionality reduction by learning an invariant mapping", CVPR 2006,
-    equation 4). The terms are averaged separately, so that the many impostor pairs do not drown the few
-    genuine ones. `impostors` says which impostor pairs the second average is over (see `mine`).
-    A batch without pairs of a kind contributes zero for it.
+    equation 4). The terms are averaged separately, so that the many impostor pairs do not outweigh the few genuine
+    ones. `impostors` says which impostor pairs the second average is over (see `mine_impostors`). A term without pairs
+    is zero.
     """
     distance_BB = pair_distances(embeddings_BD)
     same_BB = identity_B[:, None] == identity_B[None, :]
     genuine_BB = same_BB & ~torch.eye(len(same_BB), dtype=torch.bool, device=same_BB.device)
-    chosen_BB = mine(distance_BB.detach(), genuine_BB, ~same_BB, margin, impostors)
+    chosen_BB = mine_impostors(distance_BB.detach(), genuine_BB, ~same_BB, margin, impostors)
     genuine = distance_BB[genuine_BB]
     shortfall = (margin - distance_BB[chosen_BB]).clamp(min=0)
     return (
@@ -40,7 +40,7 @@ def contrastive_loss(
     )
 
 
-def mine(distance_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, margin: float, how: Mining) -> Tensor:
+def mine_impostors(distance_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, margin: float, how: Mining) -> Tensor:
     """Which impostor pairs `[B, B]` the loss looks at, row by row (each image is an anchor once).
 
     - `all`: all of them.
@@ -64,12 +64,12 @@ def mine(distance_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, margin: f
 
 
 def supervised_loss(embeddings_BD: Tensor, identity_B: Tensor, temperature: float) -> Tensor:
-    """The supervised contrastive loss: each genuine partner should stand out from all other images of the batch.
+    """The supervised contrastive loss: each genuine partner should be nearer than all other images of the batch.
 
     The mean over all ordered genuine pairs (i, p) of -log(exp(s_ip / t) / sum over j != i of exp(s_ij / t)), with
     s the cosine, 1 - D^2 / 2 (P. Khosla et al., "Supervised contrastive learning", NeurIPS 2020, equation 2, each pair
-    weighing the same). It has no margin: what counts is which of two distances is larger, and the nearest impostors
-    count most. Zero without genuine pairs.
+    weighing the same). It has no margin: it compares distances with each other, and the nearest impostors count
+    most. Zero without genuine pairs.
     """
     cosine_BB = embeddings_BD @ embeddings_BD.T / temperature
     self_BB = torch.eye(len(cosine_BB), dtype=torch.bool, device=cosine_BB.device)
@@ -78,20 +78,20 @@ def supervised_loss(embeddings_BD: Tensor, identity_B: Tensor, temperature: floa
     return (others_B1 - cosine_BB)[genuine_BB].sum() / genuine_BB.sum().clamp(min=1)
 
 
-def centre_loss(embeddings_BD: Tensor, centres_KD: Tensor, own_B: Tensor, symmetries: int, margin: float) -> Tensor:
+def centre_loss(embeddings_BD: Tensor, centres_KD: Tensor, centre_B: Tensor, symmetries: int, margin: float) -> Tensor:
     """The same loss between each embedding and a learned unit centre of every training identity.
 
-    So an image meets all identities in each step, not only those of its batch; the idea is that of proxies
-    (Y. Movshovitz-Attias et al., "No fuss distance metric learning using proxies", ICCV 2017), the loss ours.
-    `own_B` says which centre is an image's own. Each identity has as many centres, in a row, as it has
-    `symmetries`; its others are no impostors, since a turned O is an O. The impostor term is averaged over the
-    pairs inside the margin.
+    So each image is compared with all identities in each step, not only with those of its batch. The idea is that of
+    proxies (Y. Movshovitz-Attias et al., "No fuss distance metric learning using proxies", ICCV 2017), but the loss is
+    the contrastive one. `centre_B` is the index of each image's centre. Each identity has one centre for each of its
+    `symmetries`, in a row. Its other centres are not impostors, since a turned O is an O. The impostor term is averaged
+    over the pairs inside the margin.
     """
     cosine_BK = embeddings_BD @ centres_KD.T
     distance_BK = torch.sqrt((2 - 2 * cosine_BK).clamp(min=EPSILON))
-    identity_K = torch.arange(len(centres_KD), device=own_B.device) // symmetries
-    impostor_BK = (own_B // symmetries)[:, None] != identity_K[None, :]
-    own = distance_BK.gather(1, own_B[:, None])
+    identity_K = torch.arange(len(centres_KD), device=centre_B.device) // symmetries
+    impostor_BK = (centre_B // symmetries)[:, None] != identity_K[None, :]
+    genuine = distance_BK.gather(1, centre_B[:, None])
     shortfall = (margin - distance_BK).clamp(min=0) * impostor_BK
     active = (shortfall > 0).sum().clamp(min=1)
-    return own.square().mean() / 2 + shortfall.square().sum() / (2 * active)
+    return genuine.square().mean() / 2 + shortfall.square().sum() / (2 * active)

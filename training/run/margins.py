@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import TrainingFailed
+from app.files import replacing
 from training.network.encoder import Encoder
 from training.recipe import Recipe
 from training.run.experiment import Experiment
@@ -48,9 +49,8 @@ def search_margin(
             row["seconds"] = sum(epoch["seconds"] for epoch in done.history)
         tried.append(row)
         if experiment.fabric.is_global_zero:
-            unfinished = results.with_name(results.name + ".tmp")
-            unfinished.write_text(json.dumps(tried))
-            unfinished.replace(results)
+            with replacing(results) as file:
+                file.write(json.dumps(tried).encode())
     if all("failed" in row for row in tried):
         raise TrainingFailed(
             f"Training failed with every margin of {', '.join(map(str, CANDIDATES))}. {tried[-1]['failed']}"

@@ -1,8 +1,8 @@
 """Device, precision and several processes, through Lightning Fabric.
 
-Each process embeds its share of a batch; the embeddings are gathered with their gradients, so that pairs are
-formed across processes, and the norms see the whole batch. Two processes with half a batch each then take
-the same step as one with all of it.
+Each process embeds its share of a batch. The embeddings are gathered with their gradients, so that pairs are formed
+across processes, and the norms see the whole batch. So two processes with half a batch each take the same step as one
+with all of it.
 """
 
 import logging
@@ -23,7 +23,7 @@ from training.recipe import Recipe
 def open_fabric(recipe: Recipe, device: str = "auto") -> Fabric:
     """The device, precision and processes of this run: those that `torchrun` started, or this one.
 
-    Raises `UsageError` for a device that is not there, or not there for each process.
+    Raises `UsageError` for a device that is not available for every process.
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     torch.set_num_threads(recipe.threads or max(1, (os.cpu_count() or 1) // _here()))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from app.errors import UsageError
+from app.files import replacing
 from training.network.encoder import Encoder
 from training.run.trainer import Trainer
 
@@ -54,9 +55,8 @@ def save_state(path: Path, trainer: Trainer, done: Progress, best: Encoder) -> N
         "optimizer": trainer.optimizer.state_dict(),
         "precision": trainer.experiment.fabric.strategy.precision.state_dict(),  # the scale of float16 gradients
     }
-    unfinished = path.with_name(path.name + ".tmp")
-    torch.save(state, unfinished)
-    unfinished.replace(path)
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def load_state(path: Path, trainer: Trainer) -> tuple[Progress, Encoder]:

@@ -12,8 +12,8 @@ Row = dict[str, Any]
 
 
 @contextmanager
-def scalars(directory: Path, *, enabled: bool) -> Iterator[Callable[[Row], None]]:
-    """What records an epoch's row; a run that goes on records its earlier epochs again."""
+def tensorboard_scalars(directory: Path, *, enabled: bool) -> Iterator[Callable[[Row], None]]:
+    """A function that records the row of an epoch. A resumed run records its earlier epochs again."""
     if not enabled:
         yield lambda row: None
         return

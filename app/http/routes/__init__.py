@@ -1,1 +1,1 @@
-"""HTTP: each route takes a request apart, calls the stages, and puts the answer together."""
+"""The endpoints: each reads a request, calls the stages, and writes the answer."""

@@ -9,12 +9,21 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.concurrency import run_in_threadpool
 
 from app.arrays import EmbeddingsF32
-from app.errors import ImageError, NothingEnrolled, TooManyImages
-from app.gallery import idempotency
+from app.errors import (
+    DeletedSince,
+    IdempotencyKeyReused,
+    ImageError,
+    InvalidMetadata,
+    InvalidName,
+    ModelMismatch,
+    NothingEnrolled,
+    Overloaded,
+    TooManyImages,
+)
+from app.gallery.idempotency import claim_key, recall_answer, remember_answer
 from app.gallery.names import parse_metadata, printable_filename
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference
-from app.gallery.references import enroll as gallery_enroll
+from app.gallery.references import NewReference, enroll_images
 from app.http.routes.dependencies import (
     AuditDep,
     CallerDep,
@@ -28,6 +37,7 @@ from app.http.routes.dependencies import (
 )
 from app.http.routes.forms import EnrollForm, document_form, read_form
 from app.http.routes.multipart import Upload
+from app.http.routes.responses import FORM, may_answer
 from app.http.routes.schemas import EnrollAnswer
 
 router = APIRouter(tags=["gallery"], route_class=DirectRoute)
@@ -40,6 +50,17 @@ MAX_FILES = 1001
     response_model=EnrollAnswer,
     status_code=201,
     summary="Enroll images of an identity",
+    responses=may_answer(
+        FORM,
+        TooManyImages,
+        Overloaded,
+        InvalidName,
+        InvalidMetadata,
+        NothingEnrolled,
+        IdempotencyKeyReused,
+        DeletedSince,
+        ModelMismatch,
+    ),
     openapi_extra=document_form(EnrollForm),
 )
 async def enroll(
@@ -77,7 +98,7 @@ async def enroll(
         if idempotency_key is not None:
             fingerprint = _fingerprint(collection, identity, metadata, images)
             with database.read() as connection:
-                before = idempotency.recall(connection, idempotency_key, fingerprint)
+                before = recall_answer(connection, idempotency_key, fingerprint)
             if before is not None:
                 return fingerprint, before
         return fingerprint, pipeline.embed_each(checkpoint.encoder, [upload.data for upload in images])
@@ -92,13 +113,11 @@ async def enroll(
         def write(connection: sa.Connection) -> dict[str, Any]:
             if idempotency_key is not None:
                 # Again, now that nobody else writes: the same request may have come twice at once.
-                idempotency.claim(connection, idempotency_key)
-                before = idempotency.recall(connection, idempotency_key, fingerprint)
+                claim_key(connection, idempotency_key)
+                before = recall_answer(connection, idempotency_key, fingerprint)
                 if before is not None:
                     return before
-            references = gallery_enroll(
-                connection, collection, identity, metadata, accepted, checkpoint.gallery_encoder
-            )
+            references = enroll_images(connection, collection, identity, metadata, accepted, checkpoint.gallery_encoder)
             answer = {
                 "collection": collection,
                 "identity": identity,
@@ -106,7 +125,7 @@ async def enroll(
                 "rejected": rejected,
             }
             if idempotency_key is not None:
-                idempotency.remember(connection, idempotency_key, fingerprint, answer)
+                remember_answer(connection, idempotency_key, fingerprint, answer)
             return answer
 
         with metrics.stage("commit"):

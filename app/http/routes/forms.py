@@ -1,14 +1,13 @@
-"""Multipart bodies to what a route asks for: each form is a model, and is read, checked and documented by it.
+"""Multipart bodies to what a route asks for: each form is a model that reads, checks and documents it.
 
-FastAPI can take forms apart too. It looks at the declaration of every field anew for each request, which took a
-quarter of what Python does for one.
+FastAPI can read forms too, but it examines the declaration of every field again for each request, which took a quarter
+of the time that Python spends on one.
 """
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, WithJsonSchema
 from starlette.requests import ClientDisconnect
 
@@ -17,6 +16,7 @@ from app.errors import InvalidRequest, MalformedRequest
 from app.gallery.names import NAME_RULE
 from app.http.routes.multipart import Part, Parts, Upload
 from app.http.routes.schemas import Name
+from app.http.validation import allowed_values, describe_errors
 from app.image.policy import SERVED
 
 MEDIA_TYPE = "multipart/form-data"
@@ -33,27 +33,34 @@ class Form(BaseModel):
 
 
 class InCollection(Form):
-    collection: Name = Field("default", description=f"Collection: {NAME_RULE}.")
+    collection: Name = Field("default", description=f"Name of the collection: {NAME_RULE}.")
 
 
 class WithThreshold(Form):
     threshold: float | None = Field(
-        None, ge=0, le=MAX_DISTANCE, description="A threshold of your own, instead of the checkpoint's."
+        None, ge=0, le=MAX_DISTANCE, description="The largest distance that is `similar`, instead of the checkpoint's."
     )
 
 
 class VerifyForm(InCollection, WithThreshold):
     image_a: File = Field(description=IMAGE)
-    image_b: File | None = Field(None, description="The other image; or give `identity`.")
-    identity: Name | None = Field(None, description="An enrolled identity that `image_a` claims to show.")
+    image_b: File | None = Field(None, description="The image to compare with. Give either this or `identity`.")
+    identity: Name | None = Field(None, description="The enrolled identity that `image_a` claims to show.")
     target_fmr: Rate | None = Field(
-        None, description="A false-match rate to keep, instead of a threshold; refused if unsupported."
+        None,
+        description="The false-match rate to keep: the threshold is chosen for it. Give either this or `threshold`. A "
+        "rate below what the calibration supports is refused with the smallest one that it supports.",
     )
     inconclusive_fmr: Rate | None = Field(
         None,
-        description="A larger false-match rate: distances between its threshold and the other are `inconclusive`.",
+        description="A false-match rate larger than the verdict's: distances between the two thresholds are "
+        "`inconclusive`.",
     )
-    prior: Rate = Field(0.5, description="How likely `similar` is before looking.")
+    prior: Rate = Field(
+        0.5,
+        description="How likely it is beforehand that both show the same thing. 0.5: as likely as not; 0.01: one in a "
+        "hundred of your pairs is the same.",
+    )
 
 
 class EmbedForm(Form):
@@ -61,25 +68,25 @@ class EmbedForm(Form):
 
 
 class EnrollForm(InCollection):
-    identity: Name = Field(description=f"Identity: {NAME_RULE}.")
-    images: list[File] = Field(description="One image or more of the identity.")
+    identity: Name = Field(description=f"Name of the identity: {NAME_RULE}.")
+    images: list[File] = Field(description="One or more images of the identity.")
     metadata: str | None = Field(
-        None, description="A JSON object, merged into what the identity has; null removes a key."
+        None, description="A JSON object, merged into the metadata of the identity; null removes a key."
     )
 
 
 class SearchForm(InCollection, WithThreshold):
-    image: File = Field(description="The probe.")
+    image: File = Field(description="The image to search for.")
     top_k: int = Field(5, ge=1, le=1000, description="How many identities to answer.")
     filter: str | None = Field(
         None,
-        description="Search only identities with this metadata: a JSON object of values, or of lists of values of "
-        'which one must match, such as {"script": ["Tibetan", "Kannada"], "year": 2015}.',
+        description="Search only identities with this metadata. A JSON object: each value, or one of a list of values, "
+        'must be equal, such as {"script": ["Tibetan", "Kannada"], "year": 2015}.',
     )
     target_fpir: Rate | None = Field(
         None,
-        description="Of searches for somebody who is not enrolled, the share that may find somebody: the threshold "
-        "follows from it and from the gallery's size.",
+        description="The share of searches for somebody not enrolled that may find somebody: the threshold is chosen "
+        "for it and for the size of the gallery. Give either this or `threshold`.",
     )
 
 
@@ -89,11 +96,13 @@ Sent = TypeVar("Sent", bound=Form)
 def read_form(form: type[Sent], *, max_files: int = 4) -> Callable[[Request], Awaitable[Sent]]:
     """A dependency: the request's body as this form.
 
-    Raises `MalformedRequest` for a body that is none, `RequestValidationError` for values that don't fit, and
-    `InvalidRequest` for what parsers pass over in silence: misspelt, repeated and empty fields. An empty `collection`
-    would become the default one, a `treshold` the checkpoint's own.
+    Raises `MalformedRequest` for a body that is not multipart/form-data, and `InvalidRequest` for values that are not
+    allowed and for what parsers ignore: misspelt, repeated and empty fields. Ignored, a `treshold` would become the
+    checkpoint's own.
     """
+    an_image = next(name for name in form.model_fields if name.startswith("image"))
     several = {name for name, field in form.model_fields.items() if field.annotation == list[File]}
+    allowed = {name: allowed_values(schema) for name, schema in form.model_json_schema()["properties"].items()}
 
     async def dependency(request: Request) -> Sent:
         content_type = request.headers.get("content-type", "")
@@ -103,30 +112,47 @@ def read_form(form: type[Sent], *, max_files: int = 4) -> Callable[[Request], Aw
                 parts = await Parts(content_type, max_files=max_files, max_fields=MAX_FIELDS).read(request.stream())
             except ClientDisconnect:
                 raise MalformedRequest("The connection ended before the request did.") from None
-        return _checked(form, parts, several)
+        elif content_type:
+            raise InvalidRequest(
+                f"Send images and fields as multipart/form-data; with curl: -F {an_image}=@path.",
+                title="The body is not multipart/form-data",
+            )
+        return _checked(form, parts, several, allowed)
 
     return dependency
 
 
-def _checked(form: type[Sent], parts: list[Part], several: set[str]) -> Sent:
+def _checked(form: type[Sent], parts: list[Part], several: set[str], allowed: dict[str, str | None]) -> Sent:
     values: dict[str, Any] = {}
     for name, value in parts:
         if name not in form.model_fields:
-            raise InvalidRequest(f"There is no field {name[:40]!r} here. Fields: {', '.join(form.model_fields)}.")
+            fields = ", ".join(form.model_fields)
+            raise InvalidRequest(
+                f"There is no field {name[:40]!r} here. Fields: {fields}.", title="There is no such field"
+            )
         if value == "":
-            raise InvalidRequest(f"`{name}` is empty. Give it a value or leave it out.")
+            raise InvalidRequest(f"`{name}` is empty. Give it a value or leave it out.", title="A field is empty")
         if name in several:
             values.setdefault(name, []).append(value)
         elif name in values:
-            raise InvalidRequest(f"`{name}` was given {sum(name == one for one, _ in parts)} times; give it once.")
+            times = sum(name == given for given, _ in parts)
+            raise InvalidRequest(f"`{name}` was given {times} times. Give it once.", title="A field is repeated")
         else:
             values[name] = value
     try:
         return form.model_validate(values)
     except ValidationError as problem:
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in problem.errors()]) from None
+        errors = [
+            {
+                **error,
+                "loc": ("body", *error["loc"]),
+                "ctx": {**error.get("ctx", {}), "allowed": allowed.get(str(error["loc"][0]))},
+            }
+            for error in problem.errors()
+        ]
+        raise describe_errors(errors) from None
 
 
 def document_form(form: type[Form]) -> dict[str, Any]:
-    """What the OpenAPI document says of a route that takes this form."""
+    """`openapi_extra` of a route that takes this form."""
     return {"requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": form.model_json_schema()}}}}

@@ -1,9 +1,9 @@
-"""Multipart bodies to uploads and fields, as they arrive (RFC 7578). Uploads stay in memory.
+"""Multipart bodies to uploads and fields, while they arrive (RFC 7578). Uploads stay in memory.
 
     body, piece by piece ── python_multipart finds the parts ──> pieces of each ── joined once ──> bytes
 
-What may be sent at all, and how much is held for everybody together, is decided before (`admission`), so nothing is
-spooled to a disk; and a photo is copied once here.
+`admission` has already limited each body and the memory of all bodies together, so nothing is written to a disk. A
+photo is copied once here.
 """
 
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ MAX_FIELD_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Upload:
-    """One file: the name that its sender gave it, never trusted, and its bytes."""
+    """One file: its bytes, and the name that the sender gave it, which is never trusted."""
 
     filename: str
     data: bytes = field(repr=False)
@@ -29,7 +29,7 @@ Part = tuple[str, Upload | str]
 
 
 class Parts:
-    """The parts of one body. Raises `MalformedRequest` for what is none, or for more than so many files and fields."""
+    """Reads the parts of one body, at most `max_files` and `max_fields`. Raises `MalformedRequest`."""
 
     def __init__(self, content_type: str, *, max_files: int, max_fields: int) -> None:
         _, options = parse_options_header(content_type)
@@ -38,9 +38,9 @@ class Parts:
         self._left = {"files": max_files, "fields": max_fields}
 
     async def read(self, body: AsyncIterator[bytes]) -> list[Part]:
-        """All of them, in order. A part that does not end is none."""
-        # Not kept: the parser knows this object, and a circle of the two would hold the uploads until the garbage
-        # collector comes by.
+        """All parts, in order. A part that does not end is left out."""
+        # Not an attribute: the parser refers to this object, and the circle would keep uploads until the next garbage
+        # collection.
         parser = self._parser()
         try:
             async for piece in body:
@@ -67,7 +67,7 @@ class Parts:
                 )
         except FormParserError:
             pass
-        raise MalformedRequest("The Content-Type has no usable boundary, so the body can't be read.")
+        raise MalformedRequest("The Content-Type has no usable boundary, so the body cannot be read.")
 
     def _begin(self) -> None:
         self._header = [b"", b""]

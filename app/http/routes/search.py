@@ -7,14 +7,23 @@ from fastapi.concurrency import run_in_threadpool
 
 from app.arrays import EmbeddingsF32
 from app.checkpoint.verdict import SearchWish, judge_search
-from app.gallery.collections import collection_key, searched
-from app.gallery.encoders import key_of
+from app.errors import (
+    ConflictingFields,
+    InvalidMetadata,
+    InvalidName,
+    ModelMismatch,
+    NotSupported,
+    UnknownCollection,
+)
+from app.gallery.collections import collection_key, count_searched
+from app.gallery.encoders import find_model_key
 from app.gallery.filters import parse_filter
 from app.http import rounding
 from app.http.routes.dependencies import CallerDep, CheckpointDep, DatabaseDep, DirectRoute, MetricsDep, PipelineDep
 from app.http.routes.forms import SearchForm, document_form, read_form
+from app.http.routes.responses import FORM, IMAGES, may_answer
 from app.http.routes.schemas import Match, SearchAnswer
-from app.search.nearest import find
+from app.search.nearest import find_nearest
 
 router = APIRouter(tags=["gallery"], route_class=DirectRoute)
 
@@ -23,6 +32,9 @@ router = APIRouter(tags=["gallery"], route_class=DirectRoute)
     "/search",
     response_model=SearchAnswer,
     summary="Find the enrolled identities nearest to an image",
+    responses=may_answer(
+        FORM, IMAGES, ConflictingFields, InvalidName, InvalidMetadata, NotSupported, UnknownCollection, ModelMismatch
+    ),
     openapi_extra=document_form(SearchForm),
 )
 async def search(
@@ -45,16 +57,16 @@ async def search(
     def embed_probe() -> EmbeddingsF32:
         with database.read() as connection:  # before decoding: an unknown name costs nothing to refuse
             collection_key(connection, form.collection)
-            key_of(connection, checkpoint.gallery_encoder)
+            find_model_key(connection, checkpoint.gallery_encoder)
         (probe_D,) = pipeline.embed(checkpoint.encoder, image=form.image.data)
         return probe_D
 
     def find_and_judge() -> SearchAnswer:
         with metrics.stage("search"), database.read() as connection:
             key = collection_key(connection, form.collection)
-            model_key = key_of(connection, checkpoint.gallery_encoder)
-            hits = find(connection, checkpoint.proposer, model_key, key, probe_D, form.top_k, wanted)
-            gallery_size, references = searched(connection, key, wanted)
+            model_key = find_model_key(connection, checkpoint.gallery_encoder)
+            hits = find_nearest(connection, checkpoint.proposer, model_key, key, probe_D, form.top_k, wanted)
+            gallery_size, references = count_searched(connection, key, wanted)
         judgement = judge_search([hit.distance for hit in hits], checkpoint.calibration, wish, gallery_size, references)
         threshold = rounding.round_threshold(judgement.threshold)
         matches = [

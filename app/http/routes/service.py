@@ -8,12 +8,15 @@ from fastapi.responses import RedirectResponse
 from app.checkpoint.matching import OperatingPoint
 from app.http import rounding
 from app.http.routes.dependencies import CheckpointDep, DirectRoute, ExpositionDep, ReadinessDep
+from app.http.routes.responses import may_answer
 from app.http.routes.schemas import CheckAnswer, CheckpointAnswer, Health, Readiness
 
 router = APIRouter(tags=["service"], route_class=DirectRoute)
 
 
-@router.get("/checkpoint", response_model=CheckpointAnswer, summary="Describe the checkpoint that is loaded")
+@router.get(
+    "/checkpoint", response_model=CheckpointAnswer, summary="Show the checkpoint that is loaded", responses=may_answer()
+)
 async def checkpoint(checkpoint: CheckpointDep) -> CheckpointAnswer:
     """The checkpoint, its thresholds, and the error rates measured for them on identities not used in training."""
     description = checkpoint.description
@@ -58,13 +61,13 @@ def _rounded(point: OperatingPoint) -> OperatingPoint:
     )
 
 
-@router.get("/healthz", response_model=Health, summary="Is the process alive?")
+@router.get("/healthz", response_model=Health, summary="Alive", responses=may_answer())
 async def healthz() -> Health:
     """Answers 200 as long as the process lives. Takes no key."""
     return Health(status="ok")
 
 
-@router.get("/readyz", response_model=Readiness, summary="Can the service do its work?")
+@router.get("/readyz", response_model=Readiness, summary="Ready", responses=may_answer())
 def readyz(run_checks: ReadinessDep) -> Readiness:
     """Answers 200 if every check passes: the encoder is warm, the gallery can be read and written and fits this
     version and this encoder, there is room on the disk, and the service is not stopping. Otherwise 503 with every
@@ -78,7 +81,7 @@ def readyz(run_checks: ReadinessDep) -> Readiness:
     return Readiness(status="ready", checks=checks)
 
 
-@router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+@router.get("/metrics", response_class=Response, summary="Metrics for Prometheus", responses=may_answer())
 def metrics(expose: ExpositionDep) -> Response:
     """Counts of this process, the size of the gallery, the checks of /readyz, and drift, in Prometheus's format."""
     return Response(expose(), media_type="text/plain; version=0.0.4; charset=utf-8")

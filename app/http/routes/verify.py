@@ -6,7 +6,16 @@ from fastapi import APIRouter, Depends
 
 from app.checkpoint.matching import distance, distances
 from app.checkpoint.verdict import Judgement, Wish, judge
-from app.errors import ConflictingFields, InvalidRequest
+from app.errors import (
+    ConflictingFields,
+    InvalidName,
+    InvalidRequest,
+    ModelMismatch,
+    NoReferences,
+    NotSupported,
+    UnknownCollection,
+    UnknownIdentity,
+)
 from app.gallery.references import references_of
 from app.http import rounding
 from app.http.routes.dependencies import (
@@ -19,6 +28,7 @@ from app.http.routes.dependencies import (
     SettingsDep,
 )
 from app.http.routes.forms import EmbedForm, VerifyForm, document_form, read_form
+from app.http.routes.responses import FORM, IMAGES, may_answer
 from app.http.routes.schemas import EmbedAnswer, VerifyAnswer
 from app.serving.loaded import LoadedCheckpoint
 
@@ -29,6 +39,17 @@ router = APIRouter(tags=["verification"], route_class=DirectRoute)
     "/verify",
     response_model=VerifyAnswer,
     summary="Compare two images, or an image with an enrolled identity",
+    responses=may_answer(
+        FORM,
+        IMAGES,
+        ConflictingFields,
+        InvalidName,
+        NotSupported,
+        UnknownCollection,
+        UnknownIdentity,
+        NoReferences,
+        ModelMismatch,
+    ),
     openapi_extra=document_form(VerifyForm),
 )
 async def verify(
@@ -55,7 +76,9 @@ async def verify(
     if form.image_b is not None and form.identity is not None:
         raise ConflictingFields("Give `image_b` to compare two images, or `identity` to test a claim, not both.")
     if form.image_b is None and form.identity is None:
-        raise InvalidRequest("Give a second image as `image_b`, or an enrolled `identity` to compare with.")
+        raise InvalidRequest(
+            "Give a second image as `image_b`, or an enrolled `identity` to compare with.", title="A field is missing"
+        )
     if form.identity is not None:
         caller.check(form.collection)
 
@@ -114,6 +137,7 @@ def _rounded(judgement: Judgement, checkpoint: LoadedCheckpoint, reference_id: s
     "/embed",
     response_model=EmbedAnswer,
     summary="Compute the embedding of an image",
+    responses=may_answer(FORM, IMAGES),
     openapi_extra=document_form(EmbedForm),
 )
 async def embed(

@@ -19,11 +19,24 @@ from app.database.sqlite import SQLite
 from app.database.tables import change, embedding, leftover, reference, tables
 from app.database.transactions import REVISIONS, SCHEMA, Database
 from app.errors import GalleryDamaged, ModelMismatch, StorageUnavailable, UsageError
-from app.gallery import collections as gallery
-from app.gallery import encoders as models
-from app.gallery import references
-from app.gallery.encoders import Loaded
-from app.gallery.references import NewReference
+from app.gallery.collections import (
+    collection_key,
+    count_searched,
+    delete_collection,
+    list_collections,
+    purge_collections,
+)
+from app.gallery.encoders import Loaded, active_model, find_model_key, model, register_model
+from app.gallery.identities import delete_identity, get_identity, list_identities
+from app.gallery.references import (
+    NewReference,
+    add_embeddings,
+    delete_reference,
+    enroll_identities,
+    enroll_images,
+    references_by_collection,
+    references_of,
+)
 from app.maintenance import migrate
 
 EARLIER = Path(__file__).parents[2] / "data" / "galleries"
@@ -32,7 +45,7 @@ LOADED = Loaded("model", 4, "")
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[SQLite]:
-    database = SQLite(tmp_path / "gallery.db")
+    database = SQLite(tmp_path / "db")
     database.migrate()
     yield database
     database.close()
@@ -45,7 +58,7 @@ def vector(seed: int) -> np.ndarray:
 
 def enroll(database: Database, identity: str, count: int) -> None:
     images = [NewReference(f"{n}", f"{identity}{n}", vector(n)) for n in range(count)]
-    database.write(lambda connection: references.enroll(connection, "c", identity, {}, images, LOADED))
+    database.write(lambda connection: enroll_images(connection, "c", identity, {}, images, LOADED))
 
 
 def test_commits_are_synced_to_a_write_ahead_log_by_an_sqlite_without_the_reset_bug(sqlite: SQLite) -> None:
@@ -74,16 +87,16 @@ def test_migrations_make_the_tables_that_the_code_uses(database: Database) -> No
 @pytest.mark.parametrize("schema", REVISIONS[:-1])
 def test_a_gallery_of_an_earlier_schema_is_brought_up_with_all_that_is_in_it(tmp_path: Path, schema: str) -> None:
     """A file that that version wrote: three identities, five references, one of them without any."""
-    shutil.copy(EARLIER / f"schema_{schema}.db", tmp_path / "gallery.db")
-    database = SQLite(tmp_path / "gallery.db")
+    shutil.copy(EARLIER / f"schema_{schema}.db", tmp_path / "db")
+    database = SQLite(tmp_path / "db")
     database.migrate()
     database.close()
     with database.read() as connection:
-        active = models.active(connection)
+        active = active_model(connection)
         assert active is not None and active.embedding_dim == 4
-        stored = references.references_of(connection, "c", "a", Loaded(active.model_id, 4, ""))
-        assert gallery.searched(connection, gallery.collection_key(connection, "c")) == (2, 5)
-        identities, _ = gallery.list_identities(connection, "c", 10, None)
+        stored = references_of(connection, "c", "a", Loaded(active.model_id, 4, ""))
+        assert count_searched(connection, collection_key(connection, "c")) == (2, 5)
+        identities, _ = list_identities(connection, "c", 10, None)
     np.testing.assert_array_equal(stored.embeddings_RD, np.stack([vector(n) for n in range(3)]))
     assert [(one["identity"], one["references"]) for one in identities] == [("a", 3), ("b", 2), ("empty", 0)]
     assert identities[0]["metadata"] == {"schön": [1, None]}
@@ -106,8 +119,8 @@ def test_a_gallery_of_a_newer_diptych_is_refused(database: Database) -> None:
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     """In words, not with a traceback."""
-    (tmp_path / "gallery.db").write_bytes(b"something else entirely" * 1000)
-    database = SQLite(tmp_path / "gallery.db")
+    (tmp_path / "db").write_bytes(b"something else entirely" * 1000)
+    database = SQLite(tmp_path / "db")
     with pytest.raises(UsageError, match="can't be opened"):
         database.migrate()
     database.close()
@@ -123,9 +136,9 @@ def test_every_embedding_that_comes_or_goes_leaves_a_change(sqlite: SQLite) -> N
     enroll(sqlite, "a", 2)
     enroll(sqlite, "b", 3)
     assert changes() == 5
-    sqlite.write(lambda connection: gallery.delete_identity(connection, "c", "a"))
+    sqlite.write(lambda connection: delete_identity(connection, "c", "a"))
     assert changes() == 7
-    sqlite.write(lambda connection: gallery.delete_collection(connection, "c"))
+    sqlite.write(lambda connection: delete_collection(connection, "c"))
     assert changes() == 10
 
 
@@ -135,22 +148,22 @@ def test_deleting_leaves_no_embedding(database: Database) -> None:
     def left() -> tuple[int, tuple[int, int]]:
         with database.read() as connection:
             rows = connection.scalar(sa.select(sa.func.count()).select_from(embedding)) or 0
-            return rows, gallery.searched(connection, gallery.collection_key(connection, "c"))
+            return rows, count_searched(connection, collection_key(connection, "c"))
 
     for identity in ("a", "b", "c"):
         enroll(database, identity, 2)
     enroll(database, "a", 3)  # two of them it has
     assert left() == (7, (3, 7))
     with database.read() as connection:
-        ids = [one["reference_id"] for one in gallery.get_identity(connection, "c", "b")["references"]]
+        ids = [one["reference_id"] for one in get_identity(connection, "c", "b")["references"]]
     for left_after, reference_id in zip(((6, (3, 6)), (5, (2, 5))), ids, strict=True):
-        database.write(lambda c, this=reference_id: references.delete_reference(c, "c", "b", this))
+        database.write(lambda c, this=reference_id: delete_reference(c, "c", "b", this))
         assert left() == left_after
-    database.write(lambda connection: gallery.delete_identity(connection, "c", "b"))
+    database.write(lambda connection: delete_identity(connection, "c", "b"))
     assert left() == (5, (2, 5))
-    database.write(lambda connection: gallery.delete_identity(connection, "c", "a"))
+    database.write(lambda connection: delete_identity(connection, "c", "a"))
     assert left() == (2, (1, 2))
-    database.write(lambda connection: gallery.delete_collection(connection, "c"))
+    database.write(lambda connection: delete_collection(connection, "c"))
     with database.read() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(embedding)) == 0
         assert connection.scalar(sa.select(sa.func.count()).select_from(reference)) == 0
@@ -160,22 +173,22 @@ def test_a_large_collection_is_gone_at_once_and_purged_bit_by_bit(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that nobody waits for a million rows; its name is free, and its kept images are deleted too."""
-    monkeypatch.setattr(gallery, "PURGED_AT_ONCE", 20)
+    monkeypatch.setattr("app.gallery.collections.PURGED_AT_ONCE", 20)
     images = {f"i{n}": [NewReference("x", f"{m}", vector(n), f"file-{n}-{m}") for m in range(9)] for n in range(7)}
-    database.write(lambda connection: references.enroll_many(connection, "c", images, LOADED))
-    database.write(lambda connection: gallery.delete_collection(connection, "c"))
+    database.write(lambda connection: enroll_identities(connection, "c", images, LOADED))
+    database.write(lambda connection: delete_collection(connection, "c"))
     with database.read() as connection:
-        assert gallery.list_collections(connection) == []
-        assert list(references.references_by_collection(connection, LOADED)) == []
+        assert list_collections(connection) == []
+        assert list(references_by_collection(connection, LOADED)) == []
     enroll(database, "new", 2)
     turns = 0
-    while database.write(gallery.purge):
+    while database.write(purge_collections):
         turns += 1
     assert turns > 4
     with database.read() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(embedding)) == 2
         assert connection.scalar(sa.select(sa.func.count()).select_from(leftover)) == 63
-        assert [entry["references"] for entry in gallery.list_collections(connection)] == [2]
+        assert [entry["references"] for entry in list_collections(connection)] == [2]
 
 
 def test_first_enrolments_at_once_agree_on_the_encoder(database: Database) -> None:
@@ -183,7 +196,7 @@ def test_first_enrolments_at_once_agree_on_the_encoder(database: Database) -> No
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: enroll(database, f"i{n}", 2), range(8)))
     with database.read() as connection:
-        assert gallery.searched(connection, gallery.collection_key(connection, "c")) == (8, 16)
+        assert count_searched(connection, collection_key(connection, "c")) == (8, 16)
         assert connection.scalar(sa.select(sa.func.count()).select_from(tables.tables["model"])) == 1
 
 
@@ -195,13 +208,13 @@ def test_many_enrolled_at_once_are_as_if_enrolled_one_by_one(database: Database)
         "b": [NewReference("x", "b0", vector(5))],
         "none": [],
     }
-    entries = database.write(lambda connection: references.enroll_many(connection, "c", images, LOADED))
+    entries = database.write(lambda connection: enroll_identities(connection, "c", images, LOADED))
     assert len(entries) == 4 and entries[1]["reference_id"] == entries[2]["reference_id"]
     with database.read() as connection:
-        identities, _ = gallery.list_identities(connection, "c", 10, None)
+        identities, _ = list_identities(connection, "c", 10, None)
         assert [(one["identity"], one["references"]) for one in identities] == [("a", 2), ("b", 1), ("none", 0)]
-        assert gallery.searched(connection, gallery.collection_key(connection, "c")) == (2, 3)
-        stored = references.references_of(connection, "c", "a", LOADED)
+        assert count_searched(connection, collection_key(connection, "c")) == (2, 3)
+        stored = references_of(connection, "c", "a", LOADED)
     np.testing.assert_array_equal(stored.embeddings_RD, np.stack([vector(0), vector(1)]))
 
 
@@ -213,7 +226,7 @@ def test_a_transaction_that_collided_with_others_is_tried_again(postgres: Callab
 
     def work(connection: sa.Connection, state: str) -> None:
         tried.append(state)
-        references.enroll(connection, "c", f"{state}{len(tried)}", {}, [], LOADED)
+        enroll_images(connection, "c", f"{state}{len(tried)}", {}, [], LOADED)
         if len(tried) < 3:
             connection.exec_driver_sql(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
 
@@ -224,7 +237,7 @@ def test_a_transaction_that_collided_with_others_is_tried_again(postgres: Callab
         database.write(lambda connection: work(connection, "53100"))  # the disk is full
     assert tried == ["53100"]
     with database.read() as connection:
-        identities, _ = gallery.list_identities(connection, "c", 10, None)
+        identities, _ = list_identities(connection, "c", 10, None)
     assert [one["identity"] for one in identities] == ["400013"]
     database.close()
 
@@ -234,31 +247,31 @@ def test_an_encoder_that_the_gallery_knows_otherwise_is_refused(database: Databa
     enroll(database, "a", 1)
     liar = Loaded(LOADED.model_id, 5, "")
     image = NewReference("f", "x", np.eye(5, dtype=np.float32)[0])
-    with pytest.raises(ModelMismatch, match="wrong about it"):
-        database.write(lambda c: references.enroll(c, "c", "b", {}, [image], liar))
+    with pytest.raises(ModelMismatch, match="was wrong"):
+        database.write(lambda c: enroll_images(c, "c", "b", {}, [image], liar))
     with pytest.raises(ModelMismatch), database.read() as connection:
-        models.key_of(connection, liar)
+        find_model_key(connection, liar)
 
 
 def test_encoders_that_were_left_are_forgotten_and_no_other(database: Database) -> None:
     """Their embeddings and their names; the one that answers stays as it is."""
     enroll(database, "a", 3)
-    other = database.write(lambda c: models.register(c, Loaded("other", 5, "")))
+    other = database.write(lambda c: register_model(c, Loaded("other", 5, "")))
     with database.read() as connection:
         ids = connection.scalars(sa.select(reference.c.reference_id)).all()
     new = {one: np.eye(5, dtype=np.float32)[0] for one in ids}
-    database.write(lambda c: references.add_embeddings(c, other, new))
-    assert (migrate.forget_others(database), migrate.forget_others(database)) == (3, 0)
+    database.write(lambda c: add_embeddings(c, other, new))
+    assert (migrate.forget_other_models(database), migrate.forget_other_models(database)) == (3, 0)
     with database.read() as connection:
-        assert len(references.references_of(connection, "c", "a", LOADED).reference_ids) == 3
-        assert connection.scalars(sa.select(models.model.c.model_id)).all() == [LOADED.model_id]
+        assert len(references_of(connection, "c", "a", LOADED).reference_ids) == 3
+        assert connection.scalars(sa.select(model.c.model_id)).all() == [LOADED.model_id]
 
 
 def test_a_restore_that_was_interrupted_is_no_empty_gallery(tmp_path: Path) -> None:
     """The old database is aside, the new one not in place: a start says so."""
     (tmp_path / ".restoring").mkdir()
-    with pytest.raises(UsageError, match="run the same diptych restore again"):
-        SQLite(tmp_path / "gallery.db")
+    with pytest.raises(UsageError, match="Run the same `diptych restore` command again"):
+        SQLite(tmp_path / "db")
 
 
 @pytest.mark.parametrize(
@@ -291,13 +304,13 @@ def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
     """All or nothing."""
 
     def fail_halfway(connection: sa.Connection) -> None:
-        references.enroll(connection, "c", "a", {}, [], LOADED)
+        enroll_images(connection, "c", "a", {}, [], LOADED)
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
         database.write(fail_halfway)
     with database.read() as connection:
-        assert gallery.list_collections(connection) == []
+        assert list_collections(connection) == []
 
 
 def test_a_write_that_the_file_system_refuses_is_a_named_error_until_one_succeeds(sqlite: SQLite) -> None:
@@ -321,7 +334,7 @@ def test_an_embedding_that_is_not_what_was_written_is_refused(sqlite: SQLite) ->
     stored[5] ^= 1
     sqlite.write(lambda connection: connection.exec_driver_sql("UPDATE embedding SET vector = ?", (bytes(stored),)))
     with pytest.raises(GalleryDamaged), sqlite.read() as connection:
-        references.references_of(connection, "c", "a", LOADED)
+        references_of(connection, "c", "a", LOADED)
     assert isinstance(sqlite.trouble, GalleryDamaged)
 
 

@@ -7,17 +7,16 @@ import pytest
 
 from app.database.sqlite import SQLite
 from app.errors import StorageUnavailable, UsageError
-from app.gallery import collections as gallery
-from app.gallery import references
 from app.gallery.encoders import Loaded
+from app.gallery.identities import delete_identity
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference
+from app.gallery.references import NewReference, enroll_images
 from app.settings import read_settings
 
 
 def enroll(database: SQLite, identity: str, original_id: str | None) -> None:
     image = NewReference("f", identity, np.eye(4, dtype=np.float32)[0], original_id)
-    database.write(lambda c: references.enroll(c, "c", identity, {}, [image], Loaded("m", 4, "")))
+    database.write(lambda c: enroll_images(c, "c", identity, {}, [image], Loaded("m", 4, "")))
 
 
 def files(directory: Path) -> set[str]:
@@ -50,7 +49,7 @@ def test_an_image_whose_deletion_was_interrupted_goes_at_the_next_look(database:
     """The database remembers it; also where the settings no longer keep images."""
     originals = Originals(tmp_path, "yes", database)
     enroll(database, "a", originals.keep(b"one"))
-    database.write(lambda c: gallery.delete_identity(c, "c", "a"))
+    database.write(lambda c: delete_identity(c, "c", "a"))
     assert len(files(tmp_path)) == 1
     assert Originals(tmp_path, "no", database).sweep() == 1
     assert files(tmp_path) == set()
@@ -62,7 +61,7 @@ def test_images_in_a_bucket_that_is_not_named_any_more_are_not_forgotten(databas
     here = Originals(tmp_path, "yes", database).keep(b"one")
     for identity, original_id in (("a", "s3-somewhere"), ("b", here)):
         enroll(database, identity, original_id)
-        database.write(lambda c, identity=identity: gallery.delete_identity(c, "c", identity))
+        database.write(lambda c, identity=identity: delete_identity(c, "c", identity))
     for _ in range(2):
         with pytest.raises(StorageUnavailable, match="DIPTYCH_KEEP_IMAGES"):
             Originals(tmp_path, "no", database).sweep()
@@ -86,7 +85,7 @@ def test_images_of_another_gallery_in_the_same_place_are_left_alone(database: SQ
 def test_a_name_that_is_no_image_is_never_a_path(database: SQLite, tmp_path: Path) -> None:
     """Whatever a database says that somebody else wrote."""
     (tmp_path / "secret").write_bytes(b"secret")
-    with pytest.raises(StorageUnavailable, match="as none is named"):
+    with pytest.raises(StorageUnavailable, match="not an id of one"):
         Originals(tmp_path, "yes", database).get("file-/../../secret")
 
 

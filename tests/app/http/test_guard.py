@@ -48,7 +48,7 @@ CALLS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "delete identity": ("enroll", "DELETE", "/collections/default/identities/none", {}),
     "delete collection": ("admin", "DELETE", "/collections/none", {}),
     "checkpoint": ("verify", "GET", "/checkpoint", {}),
-    "metrics": ("verify", "GET", "/metrics", {}),
+    "metrics": ("admin", "GET", "/metrics", {}),
 }
 ORDER = ("verify", "enroll", "admin")
 

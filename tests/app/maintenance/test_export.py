@@ -15,12 +15,12 @@ import pytest
 from app.database.sqlite import SQLite
 from app.database.transactions import Database
 from app.errors import UsageError
-from app.gallery import collections as gallery
-from app.gallery import references
+from app.gallery.collections import delete_collection, list_collections
 from app.gallery.encoders import Loaded
+from app.gallery.identities import change_identity, delete_identity, get_identity
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference
-from app.maintenance.export import export
+from app.gallery.references import NewReference, enroll_images
+from app.maintenance.export import export_gallery
 from app.maintenance.import_jsonl import import_export
 
 LOADED = Loaded("model", 4, "")
@@ -42,8 +42,8 @@ def exported(tmp_path: Path) -> Path:
     for number in range(3):
         images = [NewReference("x.png", sha256(2 * number + n), embedded(n)) for n in range(2)]
         about = {"number": number}
-        database.write(lambda c, i=f"i{number}", a=about, new=images: references.enroll(c, "c", i, a, new, LOADED))
-    export(database, tmp_path / "all.jsonl", None, progress=False)
+        database.write(lambda c, i=f"i{number}", a=about, new=images: enroll_images(c, "c", i, a, new, LOADED))
+    export_gallery(database, tmp_path / "all.jsonl", None, progress=False)
     database.close()
     return tmp_path / "all.jsonl"
 
@@ -61,11 +61,11 @@ def test_an_export_is_for_its_owner_alone(exported: Path) -> None:
 def test_importing_again_reverts_nothing(exported: Path, database: Database, tmp_path: Path) -> None:
     """What was changed since stays: metadata, a name that is taken; what was deleted comes back, being asked for."""
     assert read_back(database, exported, tmp_path) == (6, 0)
-    database.write(lambda c: gallery.change_identity(c, "c", "i1", None, {"number": None, "new": True}))
-    database.write(lambda c: gallery.delete_identity(c, "c", "i2"))
+    database.write(lambda c: change_identity(c, "c", "i1", None, {"number": None, "new": True}))
+    database.write(lambda c: delete_identity(c, "c", "i2"))
     assert read_back(database, exported, tmp_path) == (6, 4)
     with database.read() as connection:
-        about = {name: gallery.get_identity(connection, "c", name)["metadata"] for name in ("i0", "i1", "i2")}
+        about = {name: get_identity(connection, "c", name)["metadata"] for name in ("i0", "i1", "i2")}
     assert about == {"i0": {"number": 0}, "i1": {"new": True}, "i2": {"number": 2}}
 
 
@@ -92,11 +92,11 @@ def deep(lines: list[Any]) -> None:
 BROKEN: dict[str, tuple[str, Change]] = {
     "cut off": ("cut off", lambda lines: lines.pop()),
     "a line is missing": ("lacks lines", lambda lines: lines.pop(2)),
-    "its end in the middle": ("goes on after its end", lambda lines: lines.append(lines[1])),
-    "without its head": ("no export", lambda lines: lines.pop(0)),
-    "a newer format": ("reads 1", lambda lines: lines[0].update(version=2)),
-    "no dimensions": ("no export", lambda lines: lines[0].update(embedding_dim=0)),
-    "other dimensions": ("no unit embedding", lambda lines: lines[0].update(embedding_dim=5)),
+    "its end in the middle": ("lines after its last line", lambda lines: lines.append(lines[1])),
+    "without its head": ("not an export", lambda lines: lines.pop(0)),
+    "a newer format": ("reads version 1", lambda lines: lines[0].update(version=2)),
+    "no dimensions": ("not an export", lambda lines: lines[0].update(embedding_dim=0)),
+    "other dimensions": ("not a unit vector", lambda lines: lines[0].update(embedding_dim=5)),
     "a misspelt field": ("line 2", lambda lines: lines[1].update(colection="c")),
     "a name with a slash": ("line 2", lambda lines: lines[1].update(identity="a/b")),
     "metadata too deep": ("nested too deeply", deep),
@@ -104,8 +104,8 @@ BROKEN: dict[str, tuple[str, Change]] = {
     "NUL in a date": ("created_at", of_first(created_at="2026\0")),
     "NUL in an id": ("reference_id", of_first(reference_id="a\0b")),
     "no hash": ("image_sha256", of_first(image_sha256="zz")),
-    "no base64": ("no base64", of_first(embedding="!!!!")),
-    "no unit vector": ("no unit embedding", of_first(embedding=base64.b64encode(bytes(16)).decode())),
+    "no base64": ("not base64", of_first(embedding="!!!!")),
+    "no unit vector": ("not a unit vector", of_first(embedding=base64.b64encode(bytes(16)).decode())),
     "one id twice": ("same reference twice", twice),
 }
 
@@ -155,13 +155,13 @@ def test_an_export_of_another_encoder_or_under_taken_ids_is_refused(
 ) -> None:
     """Nothing is changed."""
     image = NewReference("f", "x", np.eye(8, dtype=np.float32)[0])
-    database.write(lambda c: references.enroll(c, "mine", "a", {}, [image], Loaded("another", 8, "")))
-    with pytest.raises(UsageError, match="import it into an empty one"):
+    database.write(lambda c: enroll_images(c, "mine", "a", {}, [image], Loaded("another", 8, "")))
+    with pytest.raises(UsageError, match="mport it into an empty gallery"):
         read_back(database, exported, tmp_path)
-    database.write(lambda c: gallery.delete_collection(c, "mine"))
+    database.write(lambda c: delete_collection(c, "mine"))
     read_back(database, exported, tmp_path)
-    database.write(lambda c: gallery.change_identity(c, "c", "i0", "renamed", None))
+    database.write(lambda c: change_identity(c, "c", "i0", "renamed", None))
     with pytest.raises(UsageError, match="under other names"):
         read_back(database, exported, tmp_path)
     with database.read() as connection:
-        assert [entry["references"] for entry in gallery.list_collections(connection)] == [6]
+        assert [entry["references"] for entry in list_collections(connection)] == [6]

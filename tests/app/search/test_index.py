@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from app.database.sqlite import SQLite
-from app.gallery import collections as gallery
-from app.gallery import references
-from app.gallery.references import NewReference
+from app.gallery.identities import delete_identity
+from app.gallery.references import (
+    NewReference,
+    enroll_identities,
+)
 from app.search import snapshots, vectors
 from app.search.index import GalleryIndex
 from app.search.nearest import ByFaiss
@@ -24,10 +26,10 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SQL
     monkeypatch.setattr("app.search.index.EXACT_UP_TO", 500)
     monkeypatch.setattr(vectors, "EXACT_UP_TO", 500)
     rng = np.random.default_rng(0)
-    database = SQLite(tmp_path / "gallery.db")
+    database = SQLite(tmp_path / "db")
     database.migrate()
     images = {f"i{n}": [NewReference("f", f"{n}", unit(rng))] for n in range(2000)}
-    database.write(lambda c: references.enroll_many(c, "c", images, LOADED))
+    database.write(lambda c: enroll_identities(c, "c", images, LOADED))
     yield database, lambda: GalleryIndex(database, MODEL, DIM, tmp_path / "index")
     database.close()
 
@@ -55,11 +57,11 @@ def test_a_large_collection_changes_to_an_index_and_nobody_notices(large: tuple[
     agrees(index, database, 3)
     rng = np.random.default_rng(3)
     enroll(database, "new", [unit(rng)])
-    database.write(lambda c: gallery.delete_identity(c, "c", "i7"))
+    database.write(lambda c: delete_identity(c, "c", "i7"))
     agrees(index, database, 3)
     for n in range(100, 1700):
-        database.write(lambda c, name=f"i{n}": gallery.delete_identity(c, "c", name)) if n % 100 == 0 else None
-    database.write(lambda c: [gallery.delete_identity(c, "c", f"i{n}") for n in range(101, 1700) if n % 100])
+        database.write(lambda c, name=f"i{n}": delete_identity(c, "c", name)) if n % 100 == 0 else None
+    database.write(lambda c: [delete_identity(c, "c", f"i{n}") for n in range(101, 1700) if n % 100])
     index.tend(1)
     assert kind(index) is vectors.Exact
     agrees(index, database, 3)
@@ -82,11 +84,11 @@ def test_what_was_deleted_does_not_stay_in_a_snapshot(large: tuple[SQLite, Large
     index = open_index()
     index.tend(1)
     (snapshot,) = (tmp_path / "index").glob("*.snapshot")
-    database.write(lambda c: gallery.delete_identity(c, "c", "i3"))
+    database.write(lambda c: delete_identity(c, "c", "i3"))
     index.tend(1)
     assert not snapshot.exists()
     index.tend(1, closing=True)
-    loaded = snapshots.Snapshots(tmp_path / "index", MODEL).load(1)
+    loaded = snapshots.Snapshots(tmp_path / "index", MODEL).load_snapshot(1)
     assert loaded is not None and len(loaded[0]) == 1999
     agrees(open_index(), database, 2)
 
@@ -99,7 +101,7 @@ def test_another_process_adopts_what_one_has_built(
     one, other = open_index(), open_index()
     agrees(other, database, 1)
     one.tend(1)
-    monkeypatch.setattr("app.search.index.build", None)
+    monkeypatch.setattr("app.search.index.build_index", None)
     other.tend(1)
     assert kind(other) is vectors.Approximate
     agrees(other, database, 3)
@@ -128,7 +130,7 @@ def test_a_snapshot_that_cannot_be_trusted_is_ignored(large: tuple[SQLite, Large
         database.write(lambda c: c.exec_driver_sql("UPDATE change SET token = randomblob(8)"))
     else:
         database.write(lambda c: c.exec_driver_sql("DELETE FROM change WHERE sequence > 5"))
-    database.write(lambda c: gallery.delete_identity(c, "c", "i11"))
+    database.write(lambda c: delete_identity(c, "c", "i11"))
     index = open_index()
     agrees(index, database, 3)
     assert kind(index) is vectors.Exact
@@ -139,7 +141,7 @@ def test_a_cache_that_is_further_behind_than_changes_are_kept_starts_anew(large:
     database, open_index = large
     index = open_index()
     agrees(index, database, 1)
-    database.write(lambda c: gallery.delete_identity(c, "c", "i5"))
+    database.write(lambda c: delete_identity(c, "c", "i5"))
     enroll(database, "new", [unit(np.random.default_rng(2))])
     database.write(
         lambda c: c.exec_driver_sql("DELETE FROM change WHERE sequence < (SELECT max(sequence) FROM change)")

@@ -10,16 +10,21 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.database.pgvector import indexed_distance
 from app.database.postgres import PostgreSQL
 from app.database.sqlite import SQLite
 from app.database.tables import embedding, reference
 from app.database.transactions import Database
-from app.gallery import collections as gallery
-from app.gallery import encoders as models
-from app.gallery import references
-from app.gallery.encoders import Loaded
+from app.gallery.collections import collection_key, count_searched, delete_collection
+from app.gallery.encoders import Loaded, ModelMismatch, activate_model, find_model_key, register_model
 from app.gallery.filters import Filter
-from app.gallery.references import NewReference
+from app.gallery.identities import delete_identity, list_identities
+from app.gallery.references import (
+    NewReference,
+    add_embeddings,
+    enroll_identities,
+    enroll_images,
+)
 from app.maintenance import migrate
 from app.search import nearest, vectors
 from tests.app.search.brute_force import DIM, LOADED, brute_force, enroll, proposer, search, unit
@@ -27,7 +32,7 @@ from tests.app.search.brute_force import DIM, LOADED, brute_force, enroll, propo
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[SQLite]:
-    opened = SQLite(tmp_path / "sqlite" / "gallery.db")
+    opened = SQLite(tmp_path / "sqlite" / "db")
     opened.migrate()
     yield opened
     opened.close()
@@ -49,7 +54,7 @@ def test_any_history_searches_like_brute_force_in_every_process(
     """Two caches over one database, one asked after every step and one now and then, agree with reading it all."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as directory:
-        database = SQLite(Path(directory) / "gallery.db")
+        database = SQLite(Path(directory) / "db")
         database.migrate()
         eager, lazy = (proposer(database, Path(directory) / "index") for _ in range(2))
         for (action, number, count), ask_lazy in history:
@@ -58,9 +63,9 @@ def test_any_history_searches_like_brute_force_in_every_process(
                 enroll(database, f"i{number}", [unit(rng) for _ in range(count)])
             elif action == "delete":
                 enroll(database, f"i{number}", [])
-                database.write(lambda c, name=f"i{number}": gallery.delete_identity(c, "c", name))
+                database.write(lambda c, name=f"i{number}": delete_identity(c, "c", name))
             else:
-                database.write(lambda c: gallery.delete_collection(c, "c"))
+                database.write(lambda c: delete_collection(c, "c"))
                 enroll(database, "empty", [])
             probe = unit(rng)
             expected = brute_force(database, probe)
@@ -77,9 +82,9 @@ def test_a_long_history_searches_like_brute_force(database: Database, tmp_path: 
         enroll(database, f"i{rng.integers(12)}", [unit(rng) for _ in range(rng.integers(1, 6))])
         if turn % 4 == 3:
             with database.read() as connection:
-                entries, _ = gallery.list_identities(connection, "c", 100, None)
+                entries, _ = list_identities(connection, "c", 100, None)
             gone = entries[int(rng.integers(len(entries)))]["identity"]
-            database.write(lambda c, name=gone: gallery.delete_identity(c, "c", name))
+            database.write(lambda c, name=gone: delete_identity(c, "c", name))
         probe = unit(rng)
         assert search(one, database, probe, 5) == brute_force(database, probe)[:5]
 
@@ -127,8 +132,8 @@ def test_a_filter_searches_the_identities_with_that_metadata_alone(
     found = search(proposer(database, tmp_path / "index"), database, unit(rng), 10, where)
     assert {name for name, _ in found} == names
     with database.read() as connection:
-        key = gallery.collection_key(connection, "c")
-        assert gallery.searched(connection, key, where) == (len(names), 2 * len(names))
+        key = collection_key(connection, "c")
+        assert count_searched(connection, key, where) == (len(names), 2 * len(names))
 
 
 def test_a_filter_that_most_meet_finds_what_reading_all_would(
@@ -177,12 +182,12 @@ def test_a_cache_that_is_ahead_of_a_transaction_hides_nothing_from_it(sqlite: SQ
         enroll(sqlite, f"i{n}", [unit(rng)])
     expected = brute_force(sqlite, probe)
     with sqlite.read() as older:
-        model_key = models.key_of(older, LOADED)
-        key = gallery.collection_key(older, "c")
+        model_key = find_model_key(older, LOADED)
+        key = collection_key(older, "c")
         for n in range(5):
             enroll(sqlite, f"near{n}", [probe])
         assert search(finder, sqlite, probe, 1)[0][1] == 0
-        hits = nearest.find(older, finder, model_key, key, probe, 3)
+        hits = nearest.find_nearest(older, finder, model_key, key, probe, 3)
     assert [hit.identity for hit in hits] == [name for name, _ in expected[:3]]
 
 
@@ -196,17 +201,17 @@ def test_an_encoder_that_was_forgotten_and_comes_back_starts_from_the_truth(sqli
 
     def embed_all(loaded: Loaded) -> None:
         def work(connection: sa.Connection) -> None:
-            key = models.register(connection, loaded)
+            key = register_model(connection, loaded)
             ids = connection.scalars(sa.select(reference.c.reference_id).order_by(reference.c.key)).all()
             drawn = np.random.default_rng(1)
-            references.add_embeddings(connection, key, {one: unit(drawn) for one in ids})
-            models.activate(connection, key)
+            add_embeddings(connection, key, {one: unit(drawn) for one in ids})
+            activate_model(connection, key)
 
         sqlite.write(work)
 
     embed_all(Loaded("other", DIM, ""))
-    migrate.forget_others(sqlite)
-    sqlite.write(lambda c: gallery.delete_identity(c, "c", nearest_one))
+    migrate.forget_other_models(sqlite)
+    sqlite.write(lambda c: delete_identity(c, "c", nearest_one))
     embed_all(LOADED)
     assert search(finder, sqlite, probe, 5) == brute_force(sqlite, probe)[:5]
 
@@ -215,26 +220,26 @@ def test_references_of_another_model_are_never_compared(database: Database, tmp_
     """Nor enrolled beside, as long as there are any."""
     rng = np.random.default_rng(0)
     enroll(database, "a", [unit(rng)])
-    with database.read() as connection, pytest.raises(models.ModelMismatch):
-        models.key_of(connection, Loaded("another model", DIM, ""))
+    with database.read() as connection, pytest.raises(ModelMismatch):
+        find_model_key(connection, Loaded("another model", DIM, ""))
     other = Loaded("another model", DIM, "")
-    with pytest.raises(models.ModelMismatch):
-        database.write(lambda c: references.enroll(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
-    database.write(lambda c: gallery.delete_collection(c, "c"))
-    database.write(lambda c: references.enroll(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
+    with pytest.raises(ModelMismatch):
+        database.write(lambda c: enroll_images(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
+    database.write(lambda c: delete_collection(c, "c"))
+    database.write(lambda c: enroll_images(c, "d", "b", {}, [NewReference("f", "x", unit(rng))], other))
 
 
 def test_a_second_encoder_of_other_dimensions_grows_beside_the_first(database: Database, tmp_path: Path) -> None:
     """Its embeddings lie between those that answer, and are passed over."""
     rng = np.random.default_rng(0)
-    other = database.write(lambda c: models.register(c, Loaded("other", DIM + 3, "")))
+    other = database.write(lambda c: register_model(c, Loaded("other", DIM + 3, "")))
     probe = unit(rng)
     for n in range(6):
         enroll(database, f"i{n}", [unit(rng)])
         with database.read() as connection:
             ids = connection.scalars(sa.select(reference.c.reference_id)).all()
         new = {one: np.eye(DIM + 3, dtype=np.float32)[0] for one in ids}
-        database.write(lambda c, new=new: references.add_embeddings(c, other, new))
+        database.write(lambda c, new=new: add_embeddings(c, other, new))
     assert search(proposer(database, tmp_path / "index"), database, probe, 6) == brute_force(database, probe)
 
 
@@ -244,12 +249,11 @@ def test_postgresql_searches_by_its_vector_index(postgres: Callable[[], str], tm
     database.migrate()
     rng = np.random.default_rng(0)
     images = {f"i{n}": [NewReference("f", f"{n}", unit(rng))] for n in range(3000)}
-    database.write(lambda c: references.enroll_many(c, "c", images, LOADED))
+    database.write(lambda c: enroll_identities(c, "c", images, LOADED))
     database.write(lambda c: c.exec_driver_sql("ANALYZE"))
     probe, plans = unit(rng), []
-    engine = database.flavour
     with database.read() as connection:
-        away = engine.away(embedding.c.vector, sa.literal(probe, embedding.c.vector.type), DIM)
+        away = indexed_distance(embedding.c.vector, sa.literal(probe, embedding.c.vector.type), DIM)
         query = nearest.CANDIDATES.where(embedding.c.model_key == sa.literal_column("1")).order_by(away).limit(10)
         explain = sa.text(
             f"EXPLAIN {query.compile(dialect=connection.dialect, compile_kwargs={'literal_binds': True})}"

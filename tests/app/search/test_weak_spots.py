@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from app.gallery.references import Enrolled
-from app.search.weak_spots import look
+from app.search.weak_spots import find_weak_spots
 from tests.files import CALIBRATED, GOLDEN, drawings
 from tests.service import InProcess, diptych
 
@@ -25,7 +25,7 @@ def test_each_kind_of_weak_spot_is_named_with_its_references() -> None:
         *(enrolled("good", -1.0, 0), enrolled("good", -1.05, 1), enrolled("good", -2.0, 2)),
         *(enrolled("other", -2.05, 0), enrolled("other", -2.08, 1)),
     ]
-    found = look(gallery, threshold=0.5, progress=False)
+    found = find_weak_spots(gallery, threshold=0.5, progress=False)
     assert [spot.identity_a for spot in found.disagreeing] == ["torn", "good"]
     assert {spot.reference_a for spot in found.disagreeing[:1]} <= {"torn0", "torn1"}
     close = [{spot.identity_a, spot.identity_b} for spot in found.too_close]
@@ -44,7 +44,7 @@ def test_a_gallery_larger_than_a_batch_gives_what_a_loop_over_all_pairs_gives() 
         Enrolled("default", f"i{number % 60:02d}", str(number), "a.png", point.astype(np.float32))
         for number, point in enumerate(points)
     ]
-    found = look(gallery, threshold=0.4, progress=False)
+    found = find_weak_spots(gallery, threshold=0.4, progress=False)
     expected: dict[tuple[str, str], float] = {}
     for a in gallery:
         for b in gallery:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.run.loss import centre_loss, contrastive_loss, mine, pair_distances, supervised_loss
+from training.run.loss import centre_loss, contrastive_loss, mine_impostors, pair_distances, supervised_loss
 
 
 def unit(points: list[list[float]]) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_mining_chooses_an_anchors_impostors(how: str, chosen: list[int]) -> Non
     distance = pair_distances(LINE)
     same = WHO[:, None] == WHO[None, :]
     genuine = same & ~torch.eye(5, dtype=torch.bool)
-    found = mine(distance, genuine, ~same, 1.0, how)  # type: ignore[arg-type]
+    found = mine_impostors(distance, genuine, ~same, 1.0, how)  # type: ignore[arg-type]
     assert found[0].nonzero().flatten().tolist() == chosen
     assert not (found & same).any()
 
@@ -104,7 +104,7 @@ def test_an_anchor_without_genuine_partner_still_has_semi_hard_impostors() -> No
     """A single image pushes the others away as well."""
     distance = pair_distances(LINE)
     same = WHO[:, None] == WHO[None, :]
-    found = mine(distance, same & ~torch.eye(5, dtype=torch.bool), ~same, 1.0, "semi-hard")
+    found = mine_impostors(distance, same & ~torch.eye(5, dtype=torch.bool), ~same, 1.0, "semi-hard")
     assert found[2].nonzero().flatten().tolist() == [0, 1, 3]
 
 

@@ -21,20 +21,24 @@ from training.export import check_parity, round_weights, write_encoder
 from training.network.backbones import build
 from training.network.encoder import embed_with_network
 from training.recipe import Recipe
+from training.summary import default_rates
 from training.train import RunOptions, train_encoder
 
 
 def test_training_writes_a_checkpoint_that_serves(trained: Path) -> None:
-    """Every file of the format, its threshold from calibration, its rates from test identities with counts."""
+    """Every file of the format, its threshold and where it comes from, its rates from test identities with counts."""
     description = load_checkpoint(trained).description
-    assert description.threshold_source == "calibration"
-    assert 0 < description.threshold < 2
+    calibrated = description.default_threshold.point is not None
+    assert description.threshold_source == ("calibration" if calibrated else "margin")
+    assert calibrated or description.threshold == description.margin / 2
+    assert 0 <= description.threshold < 2
     assert description.dataset.identities == 40 and description.dataset.images == 400
     splits = {name: split.identities for name, split in description.dataset.splits.items()}
     assert splits == {"train": 16, "calibration": 12, "test": 12}
-    point = description.default_threshold.point
-    assert point is not None and point.measured_on == "test"
-    assert (point.genuine_pairs, point.impostor_pairs) == (12 * 45, 66 * 100)
+    for point in description.operating_points:
+        expected = ("test", 12 * 45, 66 * 100) if point.supported else (None, None, None)
+        assert (point.measured_on, point.genuine_pairs, point.impostor_pairs) == expected
+    assert (description.calibration.genuine_pairs, description.calibration.impostor_pairs) == (12 * 45, 66 * 100)
     assert description.runtime.max_distance_drift <= 1e-4
     assert not list(trained.rglob("*.pkl")) and not list(trained.rglob("*.pt"))
 
@@ -64,6 +68,8 @@ def test_the_report_shows_the_run(trained: Path) -> None:
     assert "shows training images" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "diptych train" in page and "--quarter-turns" in page, "the exact command"
+    scalars = re.search(r"tensorboard --logdir ([^<]+)<", page)
+    assert scalars is not None and Path(scalars[1]).is_dir()
     document = json.loads((report / "metrics.json").read_text())
     nearest = [pair["distance"] for pair in document["hardest"]["impostor"]]
     assert nearest == sorted(nearest) and len(nearest) == 12
@@ -88,9 +94,10 @@ def test_images_are_left_out_of_the_report_on_request(tmp_path: Path) -> None:
 
 
 def test_training_shows_its_progress(trained: Path) -> None:
-    """A bar with the loss and the validation figures."""
-    log = (trained.parent / "train.log").read_text()
+    """In a log file a few plain lines, the last with the loss and the validation figures."""
+    log = (trained.parent / "train.log").read_bytes().decode()
     assert "training" in log and "validation_eer=" in log and "loss=" in log
+    assert "\r" not in log and log.count("\n") < 60
 
 
 def test_the_same_seed_learns_the_same(tmp_path: Path) -> None:
@@ -116,13 +123,18 @@ def test_too_few_calibration_identities_fall_back_to_half_the_margin(tmp_path: P
     assert (description.threshold, description.threshold_source) == (0.4, "margin")
     assert "half the margin and not calibrated" in done.stdout and "FMR not promised" in done.stdout
     assert description.default_threshold.point is None
+    page = (tmp_path / "few" / "report" / "index.html").read_text()
+    assert re.search(r"<th>FMR</th><td>not promised: too few identities\. Observed on the 4 test identities: ", page)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["nowhere", "--output", "out"], "nowhere is not a folder"),
-        ([BACKGROUND / "Greek" / "character01", "--output", "out"], "no folders of images"),
+        (
+            [BACKGROUND / "Greek" / "character01", "--output", "out"],
+            "holds images but no folders of images. Put the images of each",
+        ),
         ([BACKGROUND], "Missing option '--output'"),
         ([BACKGROUND, "--output", "out", "--epochs", "0"], "--epochs"),
         ([BACKGROUND, "--output", BACKGROUND], "not empty"),
@@ -200,12 +212,12 @@ def test_evaluate_on_the_training_folder_counts_its_test_identities_only(trained
     """It repeats the figures of the checkpoint, instead of flattering it."""
     done = diptych("evaluate", trained, "--data", BACKGROUND, "--output", tmp_path, "--quiet")
     assert done.returncode == 0, done.stderr
-    assert "only the test identities" in done.stdout
+    assert "only its test identities" in done.stdout
     figures = json.loads((tmp_path / "metrics.json").read_text())
-    point = load_checkpoint(trained).description.default_threshold.point
-    assert point is not None and point.fmr is not None
+    rates = default_rates(load_checkpoint(trained))
     assert figures["identities"] == 12
-    assert figures["fmr"] == pytest.approx(point.fmr, abs=2e-3)
+    assert figures["fmr"] == pytest.approx(rates.fmr_observed, abs=2e-3)
+    assert figures["fnmr"] == pytest.approx(rates.fnmr, abs=2e-2)
 
 
 def test_evaluate_judges_a_list_of_pairs(trained: Path, tmp_path: Path) -> None:

@@ -68,8 +68,9 @@ def test_a_repeated_request_under_one_idempotency_key_changes_nothing(service: A
         )
 
     first = post("a", "k1")
-    service.client.delete("/collections/keys/identities/a")
     assert post("a", "k1").json() == first.json()
+    service.client.delete("/collections/keys/identities/a")
+    assert_problem(post("a", "k1"), 410, "deleted_since")
     assert service.search(A[0], collection="keys").json()["matches"] == []
     assert_problem(post("b", "k1"), 422, "idempotency_key_reused")
 
