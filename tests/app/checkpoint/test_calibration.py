@@ -2,7 +2,6 @@
 
 import math
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ from app.checkpoint.matching import OperatingPoint, Threshold
 from app.checkpoint.searches import search_rates, threshold_for_search
 from app.checkpoint.store import load_checkpoint
 from app.errors import InvalidRequest, NotSupported
-from tests.files import GOLDEN
+from tests.files import CALIBRATED, GOLDEN
 
 
 @pytest.fixture(scope="module")
-def calibration(trained: Path) -> Calibration:
-    return read_calibration(load_checkpoint(trained))
+def calibration() -> Calibration:
+    return read_calibration(load_checkpoint(CALIBRATED))
 
 
 def test_any_target_between_the_operating_points_has_a_threshold_between_theirs(calibration: Calibration) -> None:

@@ -1,6 +1,5 @@
 """Whether live distances look like those of the calibration: the statistic, and what a running service says."""
 
-import doctest
 import io
 import random
 from collections.abc import Callable
@@ -13,12 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.arrays import Floats
-from app.checkpoint import drift
 from app.checkpoint.calibration import read_calibration
 from app.checkpoint.drift import LEAST, WINDOW, DriftMonitor, mixture_distance
 from app.checkpoint.store import load_checkpoint
 from tests.files import EVALUATION, GOLDEN
-from tests.service import Serve, Service
+from tests.service import Application, InProcess
 
 FILES = sorted(EVALUATION.rglob("*.png"))
 GRID: Floats = np.linspace(0, 2, 2001)
@@ -42,12 +40,6 @@ def sample(rng: np.random.Generator, share: float, count: int) -> Floats:
         np.interp(rng.random(count), IMPOSTOR, GRID),
     )
     return drawn
-
-
-def test_the_examples_are_right() -> None:
-    """Those in the docstrings."""
-    found = doctest.testmod(drift)
-    assert found.attempted >= 3 and not found.failed
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,7 +87,7 @@ def test_a_window_says_nothing_until_it_holds_enough_and_begins_anew_with_anothe
     assert (seen.measure().comparisons, seen.measure().drift) == (1, None)
 
 
-def gauges(service: Service) -> dict[str, float]:
+def gauges(service: Application) -> dict[str, float]:
     lines = service.client.get("/metrics").text.splitlines()
     return {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("diptych_distance_")}
 
@@ -115,12 +107,12 @@ def plain(path: Path) -> bytes:
 
 @pytest.mark.parametrize(("seen_as", "low", "high"), [(plain, 0.0, 0.15), (noisy, 0.5, 1.0)])
 def test_drawings_that_were_spoilt_drift_and_others_do_not(
-    serve: Serve, seen_as: Callable[[Path], bytes], low: float, high: float
+    in_process: InProcess, seen_as: Callable[[Path], bytes], low: float, high: float
 ) -> None:
     """Half of the pairs genuine: drawings that the bundled encoder never saw, over the running service. Three
     alphabets of five characters leave more to chance than independent pairs would: 0.12 was measured, and with noise
     0.67; over all 659 characters of Omniglot's evaluation set 0.07 and 0.80."""
-    service, rng = serve("omniglot"), random.Random(0)
+    service, rng = in_process("omniglot"), random.Random(0)
     images = {path: seen_as(path) for path in FILES}
     assert np.isnan(gauges(service)["diptych_distance_drift"])
     for number in range(400):

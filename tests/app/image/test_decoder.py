@@ -22,6 +22,7 @@ from app.image.decoder import IMAGES_OF_A_PROCESS, Decoder
 from app.image.policy import HEIF, SERVED_FORMATS, Preprocessing, decode
 from app.settings import Settings
 from tests.files import drawings
+from tests.service import wait_for
 
 pillow_heif.register_heif_opener()
 GREY = Preprocessing(height=48, width=48, channels=1, aspect="pad")
@@ -150,7 +151,9 @@ def test_several_threads_get_their_own_pictures(made: Callable[..., Decoder]) ->
 
 def test_an_image_that_takes_too_long_is_refused_and_the_next_works(made: Callable[..., Decoder]) -> None:
     """A large one, where little time is allowed; its process is gone."""
-    decoder, started = made(decode_seconds=0.05), time.monotonic()
+    decoder = made(decode_seconds=0.05)
+    run(decoder, encoded(picture(), "GIF"))  # its process has started
+    started = time.monotonic()
     with pytest.raises(DamagedImage, match=r"more than (0\.05 s of processor time|2 s)"):
         run(decoder, large())
     assert time.monotonic() - started < 5
@@ -173,12 +176,13 @@ def test_a_process_that_was_killed_is_replaced(made: Callable[..., Decoder]) -> 
     for pid in pids() - before:
         os.kill(pid, signal.SIGKILL)
     run(decoder, encoded(picture(), "GIF"))
-    (busy,) = pids() - before
-    data = large()
+    (process,) = decoder._idle
+    assert {process.pid} == pids() - before
+    os.kill(process.pid, signal.SIGSTOP)  # so that it does not finish before it is killed
     with ThreadPoolExecutor(1) as thread:
-        work = thread.submit(run, decoder, data)
-        time.sleep(0.1)
-        os.kill(busy, signal.SIGKILL)
+        work = thread.submit(run, decoder, encoded(picture(), "GIF"))
+        wait_for(lambda: process.images == 2)
+        os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(DamagedImage, match="crashed its decoder"):
             work.result(10)
     assert run(decoder, encoded(picture(), "GIF")).shape == (48, 48, 1)
@@ -204,8 +208,7 @@ def test_a_process_without_work_ends_and_is_replaced(
     for wait in np.linspace(0.01, 0.03, 20):
         assert run(decoder, encoded(picture(), "GIF")).shape == (48, 48, 1)
         time.sleep(wait)
-    time.sleep(0.5)
-    assert pids() == before
+    wait_for(lambda: pids() == before)
 
 
 def test_a_process_is_replaced_after_many_images(made: Callable[..., Decoder]) -> None:

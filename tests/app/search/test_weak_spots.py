@@ -7,8 +7,8 @@ import numpy as np
 
 from app.gallery.references import Enrolled
 from app.search.weak_spots import find_weak_spots
-from tests.files import drawings
-from tests.service import Serve, diptych
+from tests.files import CALIBRATED, GOLDEN, drawings
+from tests.service import InProcess, diptych
 
 
 def enrolled(identity: str, angle: float, number: int = 0) -> Enrolled:
@@ -59,15 +59,15 @@ def test_a_gallery_larger_than_a_batch_gives_what_a_loop_over_all_pairs_gives() 
     assert len(found.disagreeing) == 60
 
 
-def test_the_report_finds_what_was_enrolled_by_mistake(serve: Serve, trained: Path, tmp_path: Path) -> None:
+def test_the_report_finds_what_was_enrolled_by_mistake(in_process: InProcess, tmp_path: Path) -> None:
     """The same drawing under two names, while the service runs; nothing is changed by looking."""
-    service = serve(trained)
+    service = in_process(CALIBRATED)
     angelic, kannada = drawings("Angelic/character01"), drawings("Kannada/character02")
     service.enroll("angelic", *angelic[:2])
     service.enroll("mistake", angelic[0])
     service.enroll("kannada", kannada[0], collection="other")
     before = service.client.get("/collections").json()
-    options = ("--checkpoint", trained, "--data-dir", service.data_dir)
+    options = ("--checkpoint", CALIBRATED, "--data-dir", service.data_dir)
     done = diptych("report", *options, "--output", tmp_path / "report.json")
     assert done.returncode == 0, done.stderr
     assert "angelic | mistake" in done.stdout or "mistake | angelic" in done.stdout
@@ -78,14 +78,14 @@ def test_the_report_finds_what_was_enrolled_by_mistake(serve: Serve, trained: Pa
     assert service.client.get("/collections").json() == before
 
 
-def test_a_report_on_what_it_cannot_judge_says_why(serve: Serve, trained: Path, tmp_path: Path) -> None:
+def test_a_report_on_what_it_cannot_judge_says_why(in_process: InProcess, tmp_path: Path) -> None:
     """No gallery, no rate, and a gallery of another encoder."""
-    service = serve(trained)
+    service = in_process(GOLDEN)
     done = diptych("report", "--data-dir", tmp_path / "none")
     assert done.returncode == 2 and "--data-dir" in done.stderr
     assert not (tmp_path / "none").exists()
     for target in ("7", "nan"):
-        done = diptych("report", "--data-dir", service.data_dir, "--checkpoint", trained, "--target-fmr", target)
+        done = diptych("report", "--data-dir", service.data_dir, "--checkpoint", GOLDEN, "--target-fmr", target)
         assert done.returncode == 2 and "Traceback" not in done.stderr
     service.enroll("a", drawings("Angelic/character01")[0])
     done = diptych("report", "--data-dir", service.data_dir)

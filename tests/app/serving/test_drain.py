@@ -4,6 +4,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.files import EVALUATION, drawings
-from tests.service import Serve, Service, assert_problem
+from tests.service import Serve, Service, assert_problem, gauge, wait_for
 
 DRAWINGS = sorted(EVALUATION.rglob("*.png"))
 A = drawings("Angelic/character01")
@@ -48,11 +49,19 @@ def test_what_is_under_way_at_sigterm_is_answered_and_kept(serve: Serve, large: 
     it was answered; and all that were answered are there after a restart."""
     service = serve(workers=workers, drain_seconds="60")
     stop, acknowledged, statuses = threading.Event(), [], []
+    connected = threading.Barrier(4)
 
     def slow(number: int) -> int:
         with httpx.Client(base_url=service.client.base_url, timeout=120) as client:
             files = [("images", (path.name, path.read_bytes())) for path in large]
-            return client.post("/enroll", data={"identity": f"slow-{number}"}, files=files).status_code
+            request = client.build_request("POST", "/enroll", data={"identity": f"slow-{number}"}, files=files)
+
+            def body() -> Iterator[bytes]:
+                connected.wait(30)
+                yield request.read()
+
+            headers = {"Content-Type": request.headers["content-type"]}
+            return client.post("/enroll", content=body(), headers=headers).status_code
 
     def quick(number: int) -> None:
         with httpx.Client(base_url=service.client.base_url, timeout=120) as client:
@@ -71,8 +80,10 @@ def test_what_is_under_way_at_sigterm_is_answered_and_kept(serve: Serve, large: 
 
     with ThreadPoolExecutor(8) as pool:
         quicks = [pool.submit(quick, number) for number in range(4)]
+        wait_for(lambda: len(acknowledged) > 4)
         slows = [pool.submit(slow, number) for number in range(3)]
-        time.sleep(1)
+        connected.wait(30)
+        assert httpx.get(f"{service.client.base_url}/healthz").status_code == 200  # they were accepted before this one
         assert not any(future.done() for future in slows)
         stop.set()
         started = time.monotonic()
@@ -106,7 +117,7 @@ def test_a_request_that_takes_too_long_is_refused_and_not_acknowledged(serve: Se
     threads = [threading.Thread(target=slow, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
-    time.sleep(1.5)
+    wait_for(lambda: gauge(service, "diptych_encoder_busy") == 1 and gauge(service, "diptych_encoder_waiting") == 1)
     assert service.stop() < 25
     for thread in threads:
         thread.join()
@@ -140,6 +151,6 @@ def test_a_second_signal_ends_the_wait(serve: Serve, workers: str) -> None:
     """Whoever is in a hurry."""
     service = serve(drain_delay_seconds="60", workers=workers)
     service.process.send_signal(signal.SIGTERM)
-    time.sleep(1.5)
+    wait_for(lambda: service.client.get("/readyz").status_code == 503)
     assert accepts(service)
     assert service.stop() < 10

@@ -42,11 +42,15 @@ def test_who_finds_no_place_is_refused_at_once_and_the_others_are_answered() -> 
 
 def test_who_waits_too_long_is_refused_and_what_is_begun_is_finished() -> None:
     """The wait ends, the work does not."""
-    turns, go = pipeline(queue_seconds=0.1), threading.Event()
+    turns, begun, go = pipeline(queue_seconds=0.1), threading.Event(), threading.Event()
+
+    def work() -> bool:
+        begun.set()
+        return go.wait(5)
 
     async def story() -> None:
-        first = asyncio.ensure_future(turns.turn(lambda: go.wait(5)))
-        await asyncio.sleep(0.01)
+        first = asyncio.ensure_future(turns.turn(work))
+        await asyncio.to_thread(begun.wait, 5)
         done: list[int] = []
         with pytest.raises(Overloaded):
             await turns.turn(lambda: done.append(1))
