@@ -1,8 +1,8 @@
-# The service alone: no PyTorch, no compiler, no package manager of its own.
+# Only the service: no PyTorch, no compiler, no package manager.
 
 FROM python:3.11-slim AS build
 WORKDIR /src
-# Every package has a wheel for x86-64. For ARM64 all but pysqlite3 have, which is built with Debian's SQLite.
+# Every package has a wheel for x86-64. On ARM64, pysqlite3 has none and is built with Debian's SQLite.
 RUN if [ "$(uname -m)" != x86_64 ]; then \
         apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libsqlite3-dev; \
     fi
@@ -21,13 +21,13 @@ ARG EXTRAS=
 RUN VIRTUAL_ENV=/opt/diptych uv pip install --no-cache --compile-bytecode --no-deps . \
     && { [ -z "$EXTRAS" ] || VIRTUAL_ENV=/opt/diptych uv pip install --no-cache --compile-bytecode \
         --constraint requirements/dev.txt ".[$EXTRAS]"; } \
-    # What packages bring for their own developers: a tenth of the whole.
+    # Tests and sources of the packages are a tenth of the whole.
     && find /opt/diptych/lib -path '*/site-packages/*' -type d -name tests -prune -exec rm -rf {} + \
     && find /opt/diptych/lib -path '*/site-packages/*' -type f \( -name '*.c' -o -name '*.pyx' -o -name '*.pyi' \) -delete
 
 FROM python:3.11-slim
 COPY --from=build /opt/diptych /opt/diptych
-# Numbers, not names: an orchestrator that forbids root can tell that this is not root.
+# A number and not a name, so that an orchestrator that forbids root can see that this is not root.
 RUN mkdir /data && chown 10001:10001 /data
 USER 10001:10001
 WORKDIR /data

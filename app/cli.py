@@ -1,22 +1,22 @@
-"""The command `diptych`: exit 0 on success, 2 on a mistake of the caller's, in one line and no traceback."""
+"""The command `diptych`: exit 0 on success, 2 for a mistake of the caller's, in one line and without a traceback.
 
-import json
+Nothing heavy is imported here, nor by the modules of the commands: each command imports what it needs when it runs.
+"""
+
 import sys
 import warnings
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image
 
 from app.errors import DiptychError, GalleryError, RequestError, UsageError
 from app.maintenance import commands
-from app.maintenance import keys as key_commands
+from app.maintenance.keys import keys
 
 
 class Commands(click.Group):
-    """`serve`, and the commands of training, each imported only when it is asked for."""
+    """The commands of the service, and those of training, which are found where they are installed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *entry_points(group="diptych.commands").names})
@@ -28,54 +28,43 @@ class Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
+class ServeCommand(click.Command):
+    """`serve`, whose help lists every setting."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from app.settings import Settings
+
+        fields = Settings.model_fields.items()
+        with formatter.section("Settings, from the environment"):
+            formatter.write_dl([(f"DIPTYCH_{name.upper()}", field.description or "") for name, field in fields])
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="diptych")
 def cli() -> None:
     """Says whether two images show the same thing, at an error rate you choose.
 
     \b
-    diptych serve                                the service, with the bundled checkpoint
-    diptych train photos/ --output runs/mine     an encoder for your own images
-    diptych evaluate runs/mine --data others/    how often it errs on images it never saw
-    diptych serve --checkpoint runs/mine         the service, with yours
-    diptych import photos/                       a whole folder tree into the gallery
-    diptych report                               weak spots of what is enrolled
-    diptych backup backups/today                 the gallery, while it is in use
+    diptych serve                                serve the bundled checkpoint
+    diptych train photos/ --output runs/mine     train an encoder on your own images
+    diptych evaluate runs/mine --data others/    measure its error rates on other images
+    diptych serve --checkpoint runs/mine         serve your checkpoint
+    diptych import photos/                       enroll a whole folder tree
+    diptych report                               find weak spots of what is enrolled
+    diptych backup backups/today                 back up the gallery while it is in use
     """
 
 
-@cli.command()
+@cli.command(cls=ServeCommand)
 @click.option("--host", help="Address to listen on [env DIPTYCH_HOST; default 127.0.0.1].")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port [env DIPTYCH_PORT; default 8000].")
-@click.option("--data-dir", help="Where the gallery is kept [env DIPTYCH_DATA_DIR; default ./data].")
-@click.option("--checkpoint", help="Directory or bundled name [env DIPTYCH_CHECKPOINT; default `default`].")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on [env DIPTYCH_PORT; default 8000].")
+@commands.data_dir_option
+@commands.checkpoint_option
 def serve(**options: Any) -> None:
-    """Serve verification over HTTP; the other settings come from the environment (see the README)."""
-    from app.main import run  # the other commands need neither FastAPI nor a gallery
+    """Serve verification over HTTP. All other settings come from the environment."""
+    from app.main import run
 
     run(**{name: value for name, value in options.items() if value is not None})
-
-
-@cli.command()
-@click.option("--data-dir", help="Where the gallery is kept [env DIPTYCH_DATA_DIR; default ./data].")
-@click.option("--checkpoint", help="Directory or bundled name [env DIPTYCH_CHECKPOINT; default `default`].")
-@click.option("--target-fmr", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Threshold to judge at.")
-@click.option("--output", type=click.Path(path_type=Path), help="A JSON file for what the table leaves out.")
-def report(target_fmr: float | None, output: Path | None, **options: Any) -> None:
-    """Find the weak spots of a gallery: what will be confused, and what looks enrolled by mistake.
-
-    For each collection: identities whose own references are called dissimilar, pairs of identities with references
-    that are called similar, and references that lie nearer to another identity than to their own. The service may run
-    meanwhile; nothing enrolled is changed.
-    """
-    from app.maintenance.report import report_on
-
-    if output is not None:
-        output.touch()  # a place that can't be written to is better named now than after the work
-    documents = report_on(target_fmr, **{name: value for name, value in options.items() if value is not None})
-    if output is not None:
-        output.write_text(json.dumps(documents, indent=2) + "\n")
-        click.echo(f"more in {output}")
 
 
 for command in (
@@ -84,14 +73,15 @@ for command in (
     commands.backup,
     commands.restore,
     commands.migrate,
-    key_commands.keys,
+    commands.report,
+    keys,
 ):
     cli.add_command(command)
 
 
 def main() -> None:
-    # Sizes have limits of our own, which say what is allowed.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    # Pillow's warning about large images. Diptych has limits of its own, which say what is allowed.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=RuntimeWarning)
     try:
         status = cli.main(standalone_mode=False)
     except click.Abort:

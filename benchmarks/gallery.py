@@ -36,8 +36,8 @@ from app.database.sqlite import SQLite
 from app.database.transactions import Database
 from app.gallery.collections import collection_key
 from app.gallery.encoders import Loaded, find_model_key
+from app.gallery.enrolment import NewReference, enroll_identities, enroll_images
 from app.gallery.identities import delete_identity
-from app.gallery.references import NewReference, enroll_identities, enroll_images
 from app.search.index import GalleryIndex
 from app.search.nearest import ByFaiss, Proposer, expected_reach, find_nearest
 from app.search.vectors import Approximate

@@ -50,7 +50,7 @@ class Pairs:
         parts: dict[tuple[int, int], list[NDArray[np.uint16]]] = {}
         for rows in data.rows():
             ends = np.cumsum(data.sizes_U[rows.identity + 1 :])[:-1]
-            index = grid_index(rows.others).astype(np.uint16)
+            index = grid_index(rows.impostors).astype(np.uint16)
             for offset, part in enumerate(np.split(index, ends, axis=1) if index.size else []):
                 parts.setdefault((rows.identity, rows.identity + 1 + offset), []).append(part.ravel())
         joined = [np.concatenate(own) for own in parts.values()]

@@ -1,7 +1,7 @@
 """Many images to embeddings, as fast as the encoder goes: read and decode in threads, embed in batches.
 
-The one way for commands and for training. The service's pipeline stays apart: it decodes uploads of strangers in
-processes, for one request at a time.
+The one way for commands and for training. The service's pipeline is another: it decodes strangers' uploads in
+processes of their own, and a request waits for its turn.
 """
 
 import hashlib

@@ -22,7 +22,7 @@ from app.errors import GalleryDamaged, GalleryInUse, StorageUnavailable, UsageEr
 log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 10
-# The first that resets its log safely. Where there is no wheel, pysqlite3 is built with the system's.
+# The first version that resets its log safely. Where there is no wheel, pysqlite3 is built with the system's SQLite.
 SAFE_VERSION = (3, 51, 3)
 CACHE_KIB = 16 * 1024
 
@@ -39,6 +39,17 @@ DAMAGE = ("malformed", "not a database")
 RESTORING = ".restoring"
 
 
+def database_exists(path: Path) -> bool:
+    """Whether there is a database file. Raises `UsageError` where its directory can't be read."""
+    try:
+        return path.is_file()
+    except OSError as problem:
+        raise UsageError(
+            f"The data directory {path.parent} can't be read: {problem.strerror}. Give this user access, or choose "
+            "another with DIPTYCH_DATA_DIR or --data-dir."
+        ) from None
+
+
 class SQLite(Database):
     """Connections to one file, which all processes on this machine may share."""
 
@@ -48,9 +59,9 @@ class SQLite(Database):
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # embeddings are private
         except OSError as problem:
+            reason = "is a file" if path.parent.is_file() else f"can't be created: {problem.strerror}"
             raise UsageError(
-                f"The data directory {path.parent} can't be created: {problem.strerror}. Choose "
-                "another with DIPTYCH_DATA_DIR or --data-dir."
+                f"The data directory {path.parent} {reason}. Choose another with DIPTYCH_DATA_DIR or --data-dir."
             ) from None
         if pysqlite3.sqlite_version_info < SAFE_VERSION:
             log.warning(
@@ -60,7 +71,7 @@ class SQLite(Database):
             )
         self.path = path
         self._lock = lock_gallery(path, exclusively=False)
-        if not path.exists() and path.with_name(RESTORING).exists():
+        if not database_exists(path) and path.with_name(RESTORING).exists():
             if self._lock is not None:
                 self._lock.close()
             raise UsageError(
@@ -89,9 +100,6 @@ class SQLite(Database):
             if words in message:
                 return StorageUnavailable(meaning)
         return StorageUnavailable(f"The gallery's database can't be used at the moment ({problem}). Try again.")
-
-    def cause_for_operator(self, problem: StorageUnavailable) -> str:
-        return f" The database is {self.path}."
 
     def collided(self, problem: StorageUnavailable) -> bool:
         return False  # one process writes at a time, and waits for its turn

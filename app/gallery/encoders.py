@@ -88,7 +88,7 @@ def adopt_model(connection: sa.Connection, loaded: Loaded) -> int:
     key = find_model_key(connection, loaded, lock=True)
     if key is None:
         _one_at_a_time(connection)
-        lock_models(connection)  # what another process activates meanwhile is waited for, and seen
+        lock_models(connection)  # waits for another process that is activating a model, and sees it
         key = find_model_key(connection, loaded)
     if key is None:
         key = register_model(connection, loaded)

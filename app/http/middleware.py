@@ -57,7 +57,7 @@ class Outermost:
                 headers[REQUEST_ID] = request_id
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                is_json = "json" in headers.get("content-type", "")
+                is_json = "json" in headers.get("content-type", "") and message["status"] != 204
                 if is_json and (size := headers.get("content-length")):
                     headers["content-length"] = str(int(size) + 1)
             elif is_json and not message.get("more_body", False):

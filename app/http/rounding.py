@@ -7,6 +7,7 @@ than was measured: low ends of intervals go down, high ends up, and nothing beco
 
 import math
 from decimal import Context, Decimal
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,8 +18,8 @@ DECIMALS = 4  # of distances and thresholds; training counts pairs in steps of 0
 DIGITS, MOST_DIGITS = 3, 17  # significant digits of rates; 17 give every float64 back
 STEP = 10.0**-DECIMALS
 LARGEST_PERCENTILE = 99.99
-# Fewer never suffice where they print shorter; numbers that need more are below 1e-8 and leave as they are.
-EMBEDDING_DECIMALS = range(6, 18)
+# From 7 to 11 decimals: with fewer, unit embeddings print no shorter.
+SCALE_K1 = 10.0 ** np.arange(7, 12)[:, None]
 
 
 def round_threshold(threshold: Threshold) -> float:
@@ -98,6 +99,7 @@ def round_interval(interval: tuple[float, float] | None) -> tuple[float, float] 
     return None if interval is None else (_significant(interval[0], -1), _significant(interval[1], 1))
 
 
+@lru_cache(maxsize=1024)  # the rates of a threshold are printed again and again
 def _significant(value: float, towards: int) -> float:
     """`towards` -1: not above the value, 1: not below it, 0: the nearest."""
     if value in (0, 1):
@@ -138,13 +140,11 @@ def shortest_decimals(embedding_D: EmbeddingsF32) -> list[float]:
     >>> shortest_decimals(np.array([0.1, -0.0055017625], dtype=np.float32))
     [0.1, -0.0055017625]
     """
-    exact_D = embedding_D.astype(np.float64)
-    shortest_D, left = exact_D.copy(), np.arange(len(exact_D))
-    for decimals in EMBEDDING_DECIMALS:  # all numbers at once: printing them one by one takes five times as long
-        rounded = np.round(exact_D[left], decimals)
-        done = rounded.astype(np.float32) == embedding_D[left]
-        shortest_D[left[done]] = rounded[done]
-        left = left[~done]
-        if not len(left):
-            break
-    return [float(number) for number in shortest_D.tolist()]
+    # All numbers and decimals at once: printing the numbers one by one takes far longer.
+    rounded_KD = np.rint(embedding_D.astype(np.float64) * SCALE_K1) / SCALE_K1
+    same_KD = rounded_KD.astype(np.float32) == embedding_D
+    shortest_D = rounded_KD[same_KD.argmax(axis=0), np.arange(len(embedding_D))]
+    for at in np.flatnonzero(~same_KD.any(axis=0)):  # numbers that are nearly zero
+        shortest_D[at] = float(str(embedding_D[at]))
+    numbers: list[float] = shortest_D.tolist()
+    return numbers

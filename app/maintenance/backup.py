@@ -17,7 +17,7 @@ import pysqlite3
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.database.sqlite import RESTORING, SQLite, lock_gallery
+from app.database.sqlite import RESTORING, SQLite, database_exists, lock_gallery
 from app.database.tables import api_key, embedding, model, reference
 from app.errors import UsageError
 from app.files import sync
@@ -116,7 +116,7 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
     """
     manifest = _manifest(backup)
     database = to / DATABASE
-    if database.exists() and not replace:
+    if database_exists(database) and not replace:
         raise UsageError(f"{database} exists. Add --replace to move it aside and restore the backup in its place.")
     to.mkdir(parents=True, exist_ok=True)
     lock = lock_gallery(database, exclusively=True)
@@ -130,6 +130,7 @@ def restore(backup: Path, to: Path, *, replace: bool, progress: bool) -> Manifes
             for path in track(files, "copying", "images", enabled=progress):
                 _copied(path, incoming / path.relative_to(backup))
         _new_gallery_id(incoming / DATABASE)
+        _migrate(incoming / DATABASE)
         _carry_keys(database, incoming / DATABASE)
         _sync_tree(incoming)
         _move_aside(to)
@@ -153,6 +154,16 @@ def _new_gallery_id(incoming: Path) -> None:
         connection.commit()
     finally:
         connection.close()
+
+
+def _migrate(incoming: Path) -> None:
+    """Bring a restored gallery up to date before it gets the keys of another: their scopes are up to date already."""
+    database = SQLite(incoming)
+    try:
+        database.migrate()
+    finally:
+        database.close()
+        incoming.with_name(f"{incoming.name}.lock").unlink(missing_ok=True)
 
 
 def _carry_keys(replaced: Path, incoming: Path) -> None:

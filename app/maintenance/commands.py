@@ -1,28 +1,35 @@
 """The commands that maintain a gallery; `cli` lists them. Each imports what it needs when it runs."""
 
+from __future__ import annotations
+
 import functools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from app.errors import ModelMismatch, UsageError
-from app.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 EXISTING = click.Path(exists=True, path_type=Path)
-DATA_DIR = "Where the gallery is kept [env DIPTYCH_DATA_DIR; default ./data]."
 
-data_dir_option = click.option("--data-dir", help=DATA_DIR)
-_checkpoint = click.option(
-    "--checkpoint", help="Directory or bundled name [env DIPTYCH_CHECKPOINT; default `default`]."
+data_dir_option = click.option("--data-dir", help="Directory of the gallery [env DIPTYCH_DATA_DIR; default ./data].")
+checkpoint_option = click.option(
+    "--checkpoint",
+    help="Checkpoint: a directory or a bundled name [env DIPTYCH_CHECKPOINT; default `default`].",
 )
 _quiet = click.option("--quiet", is_flag=True, help="No progress bar.")
 
 
 def settings_of(**given: Any) -> Settings:
     """Settings from the environment, overridden by options. Raises `UsageError` for one that is not valid."""
+    from app.settings import read_settings
+
     return read_settings(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -30,8 +37,9 @@ def settings_of(**given: Any) -> Settings:
 def open_gallery(settings: Settings, *, existing: bool = True) -> Iterator[Any]:
     """The gallery that the settings name. Raises `UsageError` where it should be `existing` and is not."""
     from app.database.open import open_database
+    from app.database.sqlite import database_exists
 
-    if existing and not settings.is_postgresql and not settings.sqlite_path.is_file():
+    if existing and not settings.is_postgresql and not database_exists(settings.sqlite_path):
         raise UsageError(f"There is no gallery {settings.sqlite_path}. Give its directory with --data-dir.")
     database = open_database(settings, hurried=False)
     try:
@@ -51,11 +59,11 @@ def _advises_on_checkpoint(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-@click.command("import")
+@click.command("import", short_help="Enroll a folder tree, or an export.")
 @click.argument("source", metavar="DIR|FILE", type=EXISTING)
 @click.option("--collection", help="Collection to import a folder into [default: default].")
 @data_dir_option
-@_checkpoint
+@checkpoint_option
 @_quiet
 @_advises_on_checkpoint
 def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -> None:
@@ -115,7 +123,7 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
             click.echo(f"  {line}")
 
 
-@click.command()
+@click.command(short_help="Write everything that is enrolled to a file.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--images", is_flag=True, help="Include the kept images; the file is much larger.")
 @data_dir_option
@@ -138,7 +146,7 @@ def export(file: Path, images: bool, quiet: bool, **options: Any) -> None:
         click.echo(f"{counts.without_image:,} of them are without an image: it was not kept, or could not be found")
 
 
-@click.command()
+@click.command(short_help="Copy the gallery while it is in use.")
 @click.argument("to", metavar="DIR", type=click.Path(path_type=Path))
 @data_dir_option
 @_quiet
@@ -156,7 +164,7 @@ def backup(to: Path, quiet: bool, **options: Any) -> None:
         click.echo(f"{made.images_elsewhere:,} images are in a bucket and not in this backup")
 
 
-@click.command()
+@click.command(short_help="Put a backup in the gallery's place.")
 @click.argument("source", metavar="BACKUP", type=EXISTING)
 @data_dir_option
 @click.option("--replace", is_flag=True, help="Move an existing gallery aside first.")
@@ -177,7 +185,7 @@ def restore(source: Path, replace: bool, quiet: bool, **options: Any) -> None:
     click.echo(f"Valid API keys: {valid}")
 
 
-@click.command()
+@click.command(short_help="Move the gallery to another encoder.")
 @click.option("--checkpoint", help="Checkpoint to move to: a directory or a bundled name.")
 @click.option("--images", type=EXISTING, help="Folder with the original files, for images that were not kept.")
 @click.option("--forget-others", is_flag=True, help="Delete the embeddings of all encoders but the current one.")
@@ -212,3 +220,29 @@ def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, qu
             click.echo(f"Start services with DIPTYCH_CHECKPOINT={where} from now on.")
         if forget_others:
             click.echo(f"{forget_other_models(database):,} embeddings of other encoders deleted")
+
+
+@click.command(short_help="Find weak spots of what is enrolled.")
+@data_dir_option
+@checkpoint_option
+@click.option(
+    "--target-fmr",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Judge at the threshold for this false-match rate instead of the default threshold.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file for all that the table leaves out.")
+def report(target_fmr: float | None, output: Path | None, **options: Any) -> None:
+    """Find the weak spots of a gallery: what will be confused, and what looks enrolled by mistake.
+
+    For each collection: identities whose own references are called dissimilar, pairs of identities with references that
+    are called similar, and references that are nearer to another identity than to their own. The service may be
+    running. Nothing in the gallery is changed.
+    """
+    from app.maintenance.report import report_on
+
+    if output is not None:
+        output.touch()  # before the work, so that a path that can't be written to is reported at once
+    documents = report_on(target_fmr, **{name: value for name, value in options.items() if value is not None})
+    if output is not None:
+        output.write_text(json.dumps(documents, indent=2) + "\n")
+        click.echo(f"All of it is in {output}.")

@@ -14,9 +14,9 @@ from app.database.tables import collection, identity, reference
 from app.database.transactions import Database
 from app.errors import InvalidName, UsageError
 from app.gallery.encoders import Loaded
+from app.gallery.enrolment import NewReference, enroll_identities
 from app.gallery.names import check_name, printable_filename
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference, enroll_identities
 from app.image.policy import SERVED_FORMATS
 from app.progress import progress_bar
 

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from app.database.transactions import Database
 from app.errors import ModelMismatch, UsageError
 from app.gallery.encoders import Loaded
+from app.gallery.enrolment import NewReference, enroll_identities
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference, enroll_identities, find_known_references
+from app.gallery.references import find_known_references
 from app.maintenance.jsonl import (
     FORMAT,
     VERSION,

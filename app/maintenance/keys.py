@@ -29,12 +29,13 @@ def keys() -> None:
 @data_dir_option
 def create_command(name: str, scopes: tuple[str, ...], collections: tuple[str, ...], **options: Any) -> None:
     """Create a key and print it. It is shown only once: the gallery keeps its hash."""
+    from app.database.sqlite import database_exists
     from app.gallery.keys import create_key
     from app.gallery.names import check_name
 
     names = [check_name(collection) for collection in collections]
     settings = settings_of(**options)
-    is_new = not settings.is_postgresql and not settings.sqlite_path.exists()
+    is_new = not settings.is_postgresql and not database_exists(settings.sqlite_path)
     with open_gallery(settings, existing=False) as database:
         token = database.write(lambda connection: create_key(connection, name, scopes, names))
         click.echo(f"A key for the gallery {database.where}{', which is new and empty' if is_new else ''}:", err=True)

@@ -19,8 +19,9 @@ from app.database.tables import LIVE, collection, embedding, identity, model, re
 from app.database.transactions import Database
 from app.errors import MigrationBlocked, UsageError
 from app.gallery.encoders import Loaded, activate_model, active_model, has_embeddings, lock_models, register_model
+from app.gallery.enrolment import add_embeddings
 from app.gallery.originals import Originals
-from app.gallery.references import add_embeddings, find_known_references
+from app.gallery.references import find_known_references
 from app.image.policy import SERVED_FORMATS
 from app.progress import progress_bar, track
 

@@ -7,6 +7,7 @@ import click
 from app.checkpoint.calibration import read_calibration
 from app.checkpoint.store import load_checkpoint
 from app.database.open import open_database
+from app.database.sqlite import database_exists
 from app.errors import InvalidRequest, ModelMismatch, NotSupported, UsageError
 from app.gallery.encoders import Loaded
 from app.gallery.references import references_by_collection
@@ -23,7 +24,7 @@ def report_on(target_fmr: float | None, **given: Any) -> list[dict[str, Any]]:
     Raises `UsageError` where there is no gallery, it belongs to another encoder, or the rate is not supported.
     """
     settings = read_settings(**given)
-    if not settings.is_postgresql and not settings.sqlite_path.is_file():
+    if not settings.is_postgresql and not database_exists(settings.sqlite_path):
         raise UsageError(f"There is no gallery {settings.sqlite_path}. Give its directory with --data-dir.")
     checkpoint = load_checkpoint(settings.checkpoint)
     try:

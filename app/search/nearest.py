@@ -1,4 +1,4 @@
-"""The nearest identities to a probe: an index proposes references, their distances are taken anew and exactly.
+"""The nearest identities to a probe: an index proposes references, whose exact distances are measured again.
 
 On SQLite FAISS proposes, on PostgreSQL pgvector; everything here happens in one transaction, at one moment.
 """

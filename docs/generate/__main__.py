@@ -25,6 +25,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     function.__name__: function for function in (checkpoint, commands, errors, http, metrics, settings)
 }
 MARKER = re.compile(r"<!-- generated: ([a-z]+) -->")
+LOADED = re.compile(r"(?:src|srcset|href|data|poster|action)=[\"']?(?:https?:)?//([^/\"'>\s]+)")
 # Pages that stand at the root of the repository, where people expect them.
 FROM_ROOT = {
     "README.md": "index.md",
@@ -53,7 +54,8 @@ def date_of(page: Path) -> str:
 def decisions(folder: Path) -> list[Path]:
     """Every decision, newest first."""
     pages = [page for page in folder.glob("*.md") if page.name != "index.md"]
-    return sorted(pages, key=lambda page: (date_of(page), title_of(page).lower()), reverse=True)
+    by_title = sorted(pages, key=lambda page: title_of(page).lower())
+    return sorted(by_title, key=date_of, reverse=True)
 
 
 def list_of_decisions(pages: list[Path]) -> str:
@@ -88,9 +90,33 @@ def gather() -> None:
         page.write_text(MARKER.sub(lambda found: GENERATED[found.group(1)](), text))
     config = (SOURCE / "zensical.toml").read_text()
     entries = "".join(
-        f'    {{ {json.dumps(title_of(page), ensure_ascii=False)} = "decisions/{page.name}" }},\n' for page in pages
+        f'    {{ {json.dumps(title_of(page).replace("`", ""), ensure_ascii=False)} = "decisions/{page.name}" }},\n'
+        for page in pages
     )
     (PAGES.parent / "zensical.toml").write_text(config.replace("    # decisions\n", entries))
+
+
+def hosts_asked(page: str) -> set[str]:
+    """Hosts that a page of the site would have a browser ask for scripts, styles, fonts, images or frames.
+
+    >>> hosts_asked('<a href="https://example.org/">a link is followed on a click</a>')
+    set()
+    >>> hosts_asked('<script src="https://cdn.example/x.js"></script>')
+    {'cdn.example'}
+    >>> hosts_asked("a { background: url(//fonts.example/y) }")
+    {'fonts.example'}
+    """
+    loaded = [found for tag in re.findall(r"<(?!a\b)[a-z][^>]*>", page) for found in LOADED.findall(tag)]
+    in_styles = re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//([^/\"')\s]+)", page)
+    return set(loaded) | set(in_styles)
+
+
+def check_hosts(site: Path) -> None:
+    """Ends with a message where a page or style of the site needs another host."""
+    for path in [*site.rglob("*.html"), *site.rglob("*.css")]:
+        hosts = hosts_asked(path.read_text())
+        if hosts:
+            raise SystemExit(f"{path}: the site must not need other hosts, and asks {', '.join(sorted(hosts))}")
 
 
 def main() -> None:
@@ -100,6 +126,7 @@ def main() -> None:
     done = subprocess.run([*command, "-f", PAGES.parent / "zensical.toml"], check=False, cwd=PAGES.parent)
     if done.returncode != 0:
         sys.exit("The site was not built; see the warnings above.")
+    check_hosts(PAGES.parent / "site")
     shutil.copytree(PAGES.parent / "site", SITE)
     print(f"The site is in {SITE.relative_to(ROOT)}: open {SITE.relative_to(ROOT)}/index.html.")
 

@@ -1,11 +1,13 @@
 """The commands, their arguments and options, as `--help` has them."""
 
+import inspect
 from collections.abc import Iterator
 
 import click
 
 from app.cli import cli
 from docs.generate.markdown import cell, paragraphs, table
+from training.recipe import Recipe
 
 
 def walk(group: click.Group, context: click.Context) -> Iterator[tuple[click.Context, click.Command]]:
@@ -26,20 +28,22 @@ def every_command() -> Iterator[tuple[click.Context, click.Command]]:
 
 
 def help_text(command: click.Command) -> str:
-    """The command's help. Parts that the help marks as they are (`\\b`) become code where they show commands."""
+    """The command's help. Parts that are marked to keep their lines become code where they show commands."""
     parts = []
-    for part in (command.help or "").replace("\b\n", "\b").split("\n\n"):
-        if not part.startswith("\b"):
-            parts.append(paragraphs(part))
-        elif "diptych " in part:
-            lines = part[1:].splitlines()
-            code = [line for line in lines if "diptych " in line]
-            prose = " ".join(line for line in lines if "diptych " not in line)
-            parts += [paragraphs(prose)] if prose else []
-            parts.append("```text\n" + "\n".join(line.strip() for line in code) + "\n```")
-        else:
-            parts.append(paragraphs(part[1:]))
+    for part in inspect.cleandoc(command.help or "").replace("\b\n", "\b").split("\n\n"):
+        lines = part.lstrip("\b").splitlines()
+        code = [line.strip() for line in lines if "diptych " in line] if part.startswith("\b") else []
+        prose = "\n".join(line for line in lines if line.strip() not in code)
+        parts += [paragraphs(prose)] if prose.strip() else []
+        parts += ["```text\n" + "\n".join(code) + "\n```"] if code else []
     return "\n\n".join(parts)
+
+
+def section_of(parameter: click.Parameter) -> str:
+    """The heading for an option: those of training's recipe have one each."""
+    field = Recipe.model_fields.get(str(parameter.name))
+    extra = field.json_schema_extra if field is not None else None
+    return str(extra["section"]) if isinstance(extra, dict) else ""
 
 
 def commands() -> str:
@@ -47,13 +51,15 @@ def commands() -> str:
     parts = []
     for context, command in every_command():
         usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-        rows = []
+        parts.append(f"## {context.command_path}\n\n```text\n{usage}\n```\n\n{help_text(command)}\n")
+        sections: dict[str, list[tuple[str, str]]] = {}
+        is_training = command.name == "train"
         for parameter in command.get_params(context):
             record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
-            if record is not None:
+            if record is not None and "--help" not in parameter.opts:
+                rows = sections.setdefault(section_of(parameter) if is_training else "", [])
                 rows.append((f"`{record[0].replace('|', ', ')}`", cell(record[1])))
-        parts.append(
-            f"## diptych {context.command_path.removeprefix('diptych ')}\n\n```text\n{usage}\n```\n\n"
-            f"{help_text(command)}\n\n{table(('option', 'meaning'), rows)}"
-        )
+        for title, rows in sections.items():
+            heading = f"### {title}\n\n" if title else ""
+            parts.append(heading + table(("option", "meaning"), rows))
     return "\n".join(parts)

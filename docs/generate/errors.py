@@ -1,7 +1,7 @@
 """The error codes, from the error tree."""
 
 from app.errors import DiptychError, GalleryError, ImageError, MigrationBlocked, TrainingFailed, UsageError
-from app.http.problems import _HTTP_CODES
+from app.http.problems import HTTP_CODES
 from docs.generate.markdown import cell, table
 
 # Only their subclasses are raised.
@@ -21,7 +21,7 @@ def codes_on_the_wire() -> dict[tuple[int, str], str]:
     for kind in sorted(subclasses(DiptychError) - commands_only - ABSTRACT, key=lambda kind: -len(kind.__mro__)):
         found[kind.status, kind.code] = kind.title
     # Those that the web framework raises have no class of their own.
-    for status, code in _HTTP_CODES.items():
+    for status, code in HTTP_CODES.items():
         if (status, code) not in found:
             found[status, code] = FRAMEWORK[status]
     return found

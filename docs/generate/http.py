@@ -1,5 +1,6 @@
 """The HTTP interface, from the OpenAPI document that the service answers itself."""
 
+import json
 from typing import Any
 
 from app.main import create_app
@@ -49,6 +50,18 @@ def answered(schema: dict[str, Any]) -> str:
     return table(("field", "type", "meaning"), rows)
 
 
+def example_of(content: dict[str, Any], document: dict[str, Any]) -> str:
+    """The first example of an answer, as JSON; empty where the document has none."""
+    schema = content.get("schema", {})
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
+    named = [example.get("value") for example in content.get("examples", {}).values()]
+    examples = [content["example"]] if "example" in content else named or schema.get("examples", [])
+    if not examples:
+        return ""
+    return f"```json\n{json.dumps(examples[0], indent=2, ensure_ascii=False)}\n```"
+
+
 def http() -> str:
     """A section for each endpoint, then one for each kind of answer."""
     document = create_app(Settings()).openapi()
@@ -74,6 +87,7 @@ def http() -> str:
                 if status.startswith("2"):
                     for content in response.get("content", {}).values():
                         parts.append(f"Answers {status}: {kind(content.get('schema', {}))}")
+                        parts += [example_of(content, document)] if example_of(content, document) else []
                     if not response.get("content"):
                         parts.append(f"Answers {status}, without a body.")
     parts.append("## Objects in answers\n\nEach field is always present; it is `null` where there is nothing to say.")

@@ -16,7 +16,10 @@ def cell(text: object) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the cells are Markdown already."""
+    """A table; the cells are Markdown already. A column after the first two that is empty throughout is left out."""
+    rows = list(rows)
+    kept = [number for number in range(len(head)) if number < 2 or any(row[number] for row in rows)]
+    head, rows = [head[number] for number in kept], [[row[number] for number in kept] for row in rows]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines) + "\n"

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from typing import get_args
 
-from app.checkpoint import format as checkpoint_format
+from app.checkpoint.format import RuntimeName
 from training import options
 
 SCRIPT = "import sys, training.cli; print(*{name.split('.')[0] for name in sys.modules})"
@@ -20,4 +20,4 @@ def test_loading_a_command_imports_nothing_heavy() -> None:
 
 def test_runtimes_are_those_of_the_service() -> None:
     """The list stands twice, since the service's is not cheap to load."""
-    assert get_args(options.RuntimeName) == get_args(checkpoint_format.RuntimeName)
+    assert get_args(options.RuntimeName) == get_args(RuntimeName)

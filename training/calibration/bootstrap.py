@@ -45,14 +45,14 @@ class ResampledRates:
             return left_out(self.fmr_BK, self.units)
         if self.too_wide_K is None:
             return interval(self.fmr_BK[1:], self.units)
-        own_K = self.fmr_BK[0]
+        sample_K = self.fmr_BK[0]
         with np.errstate(invalid="ignore", divide="ignore"):
-            shrunk_BK = own_K * (self.fmr_BK[1:] / own_K) ** (1 / self.too_wide_K)
-            low_K, high_K = interval(np.where(own_K > 0, shrunk_BK, self.fmr_BK[1:]), self.units)
+            shrunk_BK = sample_K * (self.fmr_BK[1:] / sample_K) ** (1 / self.too_wide_K)
+            low_K, high_K = interval(np.where(sample_K > 0, shrunk_BK, self.fmr_BK[1:]), self.units)
             mirrored_K = low_K > 0
             return (
-                np.where(mirrored_K, own_K**2 / high_K, low_K),
-                np.where(mirrored_K, np.minimum(own_K**2 / low_K, 1), high_K),
+                np.where(mirrored_K, sample_K**2 / high_K, low_K),
+                np.where(mirrored_K, np.minimum(sample_K**2 / low_K, 1), high_K),
             )
 
     @property
@@ -97,19 +97,19 @@ def resample_rates(claims: Iterable[Claim], thresholds_K: Floats, weight_BU: Flo
     impostor_weight, near_weight = np.zeros(len(weight_BU)), np.zeros(len(weight_BU))
     row_UK, square_K = np.zeros((identities, size)), np.zeros(size)
     for claim in claims:
-        own_B = weight_BU[:, claim.position]
-        if claim.own.size:
-            within_K = np.bincount(bin_of_G[grid_index(claim.own)], minlength=size + 1).cumsum()[:size]
-            false_non_match += own_B[:, None] * (1 - within_K / claim.own.size)
-            genuine_weight += own_B
-        if not claim.others.size:
+        weight_B = weight_BU[:, claim.position]
+        if claim.genuine.size:
+            within_K = np.bincount(bin_of_G[grid_index(claim.genuine)], minlength=size + 1).cumsum()[:size]
+            false_non_match += weight_B[:, None] * (1 - within_K / claim.genuine.size)
+            genuine_weight += weight_B
+        if not claim.impostors.size:
             continue
         share_UK = shares(claim, bin_of_G, identities, size)
         near_U = unit_U == unit_U[claim.position]
-        false_match += own_B[:, None] * (weight_BU[:, ~near_U] @ share_UK[~near_U])
-        impostor_weight += own_B * weight_BU[:, ~near_U].sum(axis=1)
-        near_match += own_B[:, None] * share_UK[near_U].sum(axis=0)
-        near_weight += own_B * (near_U.sum() - 1)
+        false_match += weight_B[:, None] * (weight_BU[:, ~near_U] @ share_UK[~near_U])
+        impostor_weight += weight_B * weight_BU[:, ~near_U].sum(axis=1)
+        near_match += weight_B[:, None] * share_UK[near_U].sum(axis=0)
+        near_weight += weight_B * (near_U.sum() - 1)
         row_UK += share_UK / 2
         row_UK[claim.position] += share_UK.sum(axis=0) / 2
         square_K += np.square(share_UK).sum(axis=0) / 2
@@ -156,8 +156,8 @@ def shares(claim: Claim, bin_of_G: Ints, identities: int, size: int) -> Floats:
     >>> shares(claim, bin_of_G, identities=2, size=2).tolist()
     [[0.0, 0.0], [0.5, 1.0]]
     """
-    of_image = np.broadcast_to(claim.position_of_other, claim.others.shape)
-    flat = of_image * (size + 1) + bin_of_G[grid_index(claim.others)]
+    of_image = np.broadcast_to(claim.position_of_impostor, claim.impostors.shape)
+    flat = of_image * (size + 1) + bin_of_G[grid_index(claim.impostors)]
     count_UK = np.bincount(flat.ravel(), minlength=identities * (size + 1)).reshape(identities, size + 1)
     total_U = np.maximum(count_UK.sum(axis=1, keepdims=True), 1)
     result: Any = count_UK.cumsum(axis=1)[:, :size] / total_U

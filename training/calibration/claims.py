@@ -24,14 +24,14 @@ RULES: tuple[Rule, ...] = ("nearest", "mean")  # the rule that serves, and one t
 class Claim:
     """All probes against some sets of references of the identity at `position`.
 
-    `own`: distances of its other images; `others` `[sets, M]` those of all images of other identities, of which
-    `position_of_other` `[M]` names the identity.
+    `genuine`: distances of its other images. `impostors` `[S, M]`: those of all images of other identities, of which
+    `position_of_impostor` `[M]` names the identity.
     """
 
     position: int
-    own: Floats
-    others: Floats
-    position_of_other: Ints
+    genuine: Floats
+    impostors: Floats
+    position_of_impostor: Ints
 
 
 def draw_claims(data: Labelled, references: int = 1, rule: Rule = "nearest", seed: int = 0) -> Iterator[Claim]:
@@ -43,7 +43,7 @@ def draw_claims(data: Labelled, references: int = 1, rule: Rule = "nearest", see
     >>> from training.calibration.pairs import sort_by_identity
     >>> points = np.array([[1, 0], [0.6, 0.8], [0, 1]], dtype=np.float32)
     >>> data = sort_by_identity(points, np.array([0, 0, 1]), np.zeros(3))
-    >>> [(claim.position, claim.own.round(3).tolist(), claim.others.shape) for claim in draw_claims(data)]
+    >>> [(claim.position, claim.genuine.round(3).tolist(), claim.impostors.shape) for claim in draw_claims(data)]
     [(0, [0.894, 0.894], (2, 1)), (1, [], (1, 2))]
     """
     rng = np.random.default_rng(seed)
@@ -55,11 +55,10 @@ def draw_claims(data: Labelled, references: int = 1, rule: Rule = "nearest", see
         sets = min(SETS, size // references)
         chosen_SR = rng.permutation(size)[: sets * references].reshape(sets, references)
         distance_SN = _distances(data.embeddings_ND, span.start + chosen_SR, rule)
-        own_S = distance_SN[:, span]
         left = np.ones((sets, size), dtype=bool)
         left[np.arange(sets)[:, None], chosen_SR] = False
         other_N = position_N != position
-        yield Claim(position, own_S[left], distance_SN[:, other_N], position_N[other_N])
+        yield Claim(position, distance_SN[:, span][left], distance_SN[:, other_N], position_N[other_N])
 
 
 def _distances(embeddings_ND: Floats, references_SR: Ints, rule: Rule) -> Floats:
@@ -91,18 +90,18 @@ def count_claims(data: Labelled, references: int, rule: Rule = "nearest", seed: 
     genuine, impostor = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     closest_UU = np.full((len(data.sizes_U), len(data.sizes_U)), np.inf)
     for claim in draw_claims(data, references, rule, seed):
-        own = np.bincount(grid_index(claim.own), minlength=size)
-        genuine += own
-        genuine_weight += own / max(1, claim.own.size)
-        if not claim.others.size:
+        counted = np.bincount(grid_index(claim.genuine), minlength=size)
+        genuine += counted
+        genuine_weight += counted / max(1, claim.genuine.size)
+        if not claim.impostors.size:
             continue
-        index = grid_index(claim.others)
-        weight = np.broadcast_to(1 / (data.sizes_U[claim.position_of_other] * len(claim.others)), index.shape)
+        index = grid_index(claim.impostors)
+        weight = np.broadcast_to(1 / (data.sizes_U[claim.position_of_impostor] * len(claim.impostors)), index.shape)
         impostor += np.bincount(index.ravel(), minlength=size)
         impostor_weight += np.bincount(index.ravel(), weights=weight.ravel(), minlength=size)
-        first = np.flatnonzero(np.diff(claim.position_of_other, prepend=-1))
-        nearest = np.minimum.reduceat(claim.others.min(axis=0), first)
-        closest_UU[claim.position, claim.position_of_other[first]] = nearest
+        first = np.flatnonzero(np.diff(claim.position_of_impostor, prepend=-1))
+        nearest = np.minimum.reduceat(claim.impostors.min(axis=0), first)
+        closest_UU[claim.position, claim.position_of_impostor[first]] = nearest
     # either may have claimed to be the other; it stays one pair of identities
     closest_P = np.minimum(closest_UU, closest_UU.T)[np.triu_indices(len(closest_UU), 1)]
     return PairCounts(

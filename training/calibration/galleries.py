@@ -43,12 +43,12 @@ def spread_over_probes(data: Labelled, references: int, thresholds_K: Floats) ->
     expected, nobody = np.zeros((images, size)), np.ones((images, size))
     searched = np.zeros(images)
     for claim in draw_claims(data, references):
-        if not claim.others.size:
+        if not claim.impostors.size:
             continue
         other_N = position_N != claim.position
-        sets = len(claim.others)
-        flat = np.arange(claim.others.shape[1]) * (size + 1) + bin_of_G[grid_index(claim.others)]
-        count = np.bincount(flat.ravel(), minlength=claim.others.shape[1] * (size + 1))
+        sets = len(claim.impostors)
+        flat = np.arange(claim.impostors.shape[1]) * (size + 1) + bin_of_G[grid_index(claim.impostors)]
+        count = np.bincount(flat.ravel(), minlength=claim.impostors.shape[1] * (size + 1))
         share = count.reshape(-1, size + 1).cumsum(axis=1)[:, :size] / sets
         expected[other_N] += share
         nobody[other_N] *= 1 - share

@@ -195,6 +195,11 @@ def llr_bounds(counts: PairCounts, llr_G: Floats) -> tuple[float, float]:
     "Numerical likelihood ratios outputted by LR systems are often based on extrapolation: when to stop
     extrapolating?", Science and Justice 2016). The misleading pair weighs as a pair of identities does, or as an
     identity among the genuine ones.
+
+    >>> from training.calibration.pairs import count_listed_pairs
+    >>> counts = count_listed_pairs(np.array([0.2, 0.4, 0.6, 1.0]), np.array([True, True, False, False]))
+    >>> llr_bounds(counts, np.zeros(len(GRID)))
+    (0.0, 0.0)
     """
     if not has_both(counts):
         return 0.0, 0.0
@@ -210,8 +215,14 @@ def llr_bounds(counts: PairCounts, llr_G: Floats) -> tuple[float, float]:
 
 
 def reliability(counts: PairCounts, llr_G: Floats, edges: Sequence[float] | Floats) -> tuple[Floats, Floats, Floats]:
-    """Of the pairs given a probability at prior 0.5, how many are genuine: for each bin between two edges that holds
-    pairs, the mean probability given, the share that is genuine, and the share of all pairs."""
+    """How often probabilities at prior 0.5 come true. For each bin between two edges that holds pairs: the mean
+    probability given, the share of the pairs that are genuine, and the share of all pairs.
+
+    >>> from training.calibration.pairs import count_listed_pairs
+    >>> counts = count_listed_pairs(np.array([0.2, 0.4, 0.6, 1.0]), np.array([True, True, False, False]))
+    >>> [bins.tolist() for bins in reliability(counts, np.zeros(len(GRID)), [0, 1])]  # 0.5 for all, half are genuine
+    [[0.5], [0.5], [1.0]]
+    """
     probability_G = 1 / (1 + np.exp(-llr_G))
     bins = len(edges) - 1
     bin_G = np.clip(np.searchsorted(np.asarray(edges), probability_G, side="right") - 1, 0, bins - 1)

@@ -75,8 +75,8 @@ class Rows:
     """Distances of some images of one identity: to others of the same identity, and `[R, M]` to all of later ones."""
 
     identity: int
-    own: Floats
-    others: Floats
+    genuine: Floats
+    impostors: Floats
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ class Labelled:
                 block = slice(first, min(first + ROWS, span.stop))
                 square = square_N[block, None] + square_N[None, first:] - 2 * x_ND[block] @ x_ND[first:].T
                 distance = np.sqrt(np.maximum(square, 0))
-                own = distance[:, : span.stop - first]
-                yield Rows(position, own[np.triu_indices(len(own), 1, own.shape[1])], distance[:, span.stop - first :])
+                within = distance[:, : span.stop - first]
+                genuine = within[np.triu_indices(len(within), 1, within.shape[1])]
+                yield Rows(position, genuine, distance[:, span.stop - first :])
 
 
 def sort_by_identity(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -> Labelled:
@@ -147,12 +148,12 @@ def count_pairs(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -
     closest = {position: np.full(len(sizes) - position - 1, np.inf) for position in range(len(sizes) - 1)}
     for rows in sorted_set.rows():
         position, count, end = rows.identity, sizes[rows.identity], sorted_set.of(rows.identity).stop
-        own = np.bincount(grid_index(rows.own), minlength=size)
-        genuine += own
-        genuine_weight += own / max(1, count * (count - 1) // 2)
-        if not rows.others.size:
+        counted = np.bincount(grid_index(rows.genuine), minlength=size)
+        genuine += counted
+        genuine_weight += counted / max(1, count * (count - 1) // 2)
+        if not rows.impostors.size:
             continue
-        index = grid_index(rows.others)
+        index = grid_index(rows.impostors)
         weight = np.broadcast_to(share_N[end:] / count, index.shape)
         impostor += np.bincount(index.ravel(), minlength=size)
         impostor_weight += np.bincount(index.ravel(), weights=weight.ravel(), minlength=size)
@@ -160,7 +161,7 @@ def count_pairs(embeddings_ND: EmbeddingsF32, identity_N: Ints, group_N: Ints) -
         if grouped and columns.any():
             near += np.bincount(index[:, columns].ravel(), minlength=size)
             near_weight += np.bincount(index[:, columns].ravel(), weights=weight[:, columns].ravel(), minlength=size)
-        nearest = np.minimum.reduceat(rows.others.min(axis=0), starts[position + 1 :] - end)
+        nearest = np.minimum.reduceat(rows.impostors.min(axis=0), starts[position + 1 :] - end)
         closest[position] = np.minimum(closest[position], nearest)
     return PairCounts(
         genuine_weight_G=normalised(genuine_weight),

@@ -1,7 +1,7 @@
 """Augmentation: each image of a batch is moved a little; a whole identity may be turned or mirrored.
 
-Turning all images of an identity alike makes another identity of it (a turned character is another
-character); moving each image on its own teaches what does not matter.
+Turning all images of an identity alike makes a new identity, since a turned character is another character. Moving each
+image separately teaches the encoder to ignore such moves.
 
 What happens to an image is drawn first (`draw_moves`: a function of seed and batch number, on the CPU) and done
 after (`apply_moves`, on the device that holds the images): move and bend in one resampling, then colour, blur, JPEG.
@@ -48,15 +48,15 @@ class Augmentation:
 
     @property
     def symmetries(self) -> int:
-        """Identities that turning and mirroring makes of one."""
+        """Number of identities that turning and mirroring make of one."""
         return (4 if self.quarter_turns else 1) * (2 if self.mirrors else 1)
 
     def with_symmetries(self, *, quarter_turns: bool, mirrors: bool) -> "Augmentation":
-        """Where a turned, or a mirrored, identity is another one."""
+        """The same ranges, and whether identities are also turned and mirrored."""
         return replace(self, quarter_turns=quarter_turns, mirrors=mirrors)
 
     def times(self, strength: float) -> "Augmentation":
-        """All ranges as a multiple."""
+        """All ranges multiplied by `strength`."""
         changed = {
             field.name: getattr(self, field.name) * strength
             for field in fields(self)
@@ -101,7 +101,7 @@ class Moves:
     symmetry_B: Tensor
 
     def part(self, which: slice, device: torch.device) -> "Moves":
-        """The share of one process, on its device."""
+        """What happens to the images of one process, on its device."""
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, part in parts.items():
             parts[name] = None if part is None else part[which].to(device)
@@ -112,7 +112,8 @@ def draw_moves(how: Augmentation, group_P: Ints, images: int, channels: int, rng
     """What happens to a batch of P identities x `images` images; `group_P` is the group of each identity.
 
     The identities of a group are turned and mirrored alike: a turned alphabet is another alphabet, in which all
-    characters still differ. Each on its own, a turned b and a mirrored d would be one shape with two names.
+    characters still differ. Turned separately, a turned b and a mirrored d would be one shape
+    with two names.
     """
     count = len(group_P) * images
 
@@ -142,7 +143,7 @@ def draw_moves(how: Augmentation, group_P: Ints, images: int, channels: int, rng
     )
     bend = None
     if how.bend:
-        size = rng.uniform(0, 2 * how.bend, (count, 1, 1, 1))  # some barely, some twice as much
+        size = rng.uniform(0, 2 * how.bend, (count, 1, 1, 1))  # from barely to twice as much
         bend = torch.from_numpy((size * 2 * rng.standard_normal((count, 2, FIELD, FIELD))).astype(np.float32))
     colour = None
     if how.brightness or how.contrast or how.saturation or how.hue:
@@ -207,7 +208,7 @@ def _smooth(side: int) -> Tensor:
 
 
 def _jpeg(x_BCHW: Tensor, quality_B: Tensor) -> Tensor:
-    """Some images after a passage through JPEG, on as many threads as torch has."""
+    """Save and reopen the images with a quality as JPEG, on as many threads as torch has."""
     index_J = quality_B.nonzero().flatten()
     pixels_JHWC = (x_BCHW[index_J] * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 

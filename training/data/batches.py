@@ -1,11 +1,11 @@
 """Identity-balanced batches: P identities x K images, whatever the sizes of the folders.
 
-However many images an identity has, it is drawn as often as any other of its group, so one with a hundred times the
-images does not dominate; and each image meets K - 1 genuine and (P - 1) K impostor partners, so neither kind of pair
-runs dry.
+However many images an identity has, it is drawn as often as any other of its group, so an identity with a hundred times
+the images does not dominate. Each image has K - 1 genuine and (P - 1) K impostor partners, so there are always pairs of
+both kinds.
 
-A batch is a function of the seed and its number, so a run that was interrupted goes on as if it had not been,
-and several processes draw the same batch and each take their share of it.
+A batch is a function of the seed and its number. So an interrupted run can continue to the same result, and several
+processes draw the same batch and each take their share of it.
 """
 
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ class Batches:
     def draw_batch(self, number: int) -> Ints:
         """Image indices `[P * K]` of one batch, identity after identity.
 
-        An identity with fewer than K images repeats some: its copies differ by augmentation alone. With
-        fewer than P identities the batch is smaller.
+        If an identity has fewer than K images, some are repeated and differ only by augmentation. With fewer than P
+        identities the batch is smaller.
         """
         rng = np.random.default_rng((self.seed, number, 0))
         balance, members = self.balance, self.members

@@ -20,10 +20,10 @@ from app.errors import (
     Overloaded,
     TooManyImages,
 )
+from app.gallery.enrolment import NewReference, enroll_images
 from app.gallery.idempotency import claim_key, recall_answer, remember_answer
 from app.gallery.names import parse_metadata, printable_filename
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference, enroll_images
 from app.http.routes.dependencies import (
     AuditDep,
     CallerDep,

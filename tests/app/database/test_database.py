@@ -27,16 +27,9 @@ from app.gallery.collections import (
     purge_collections,
 )
 from app.gallery.encoders import Loaded, active_model, find_model_key, model, register_model
+from app.gallery.enrolment import NewReference, add_embeddings, enroll_identities, enroll_images
 from app.gallery.identities import delete_identity, get_identity, list_identities
-from app.gallery.references import (
-    NewReference,
-    add_embeddings,
-    delete_reference,
-    enroll_identities,
-    enroll_images,
-    references_by_collection,
-    references_of,
-)
+from app.gallery.references import delete_reference, references_by_collection, references_of
 from app.maintenance import migrate
 
 EARLIER = Path(__file__).parents[2] / "data" / "galleries"

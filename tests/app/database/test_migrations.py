@@ -14,10 +14,10 @@ from app.database.tables import api_key, idempotency
 from app.database.transactions import Database
 from app.errors import DeletedSince
 from app.gallery.encoders import Loaded
+from app.gallery.enrolment import NewReference, enroll_images
 from app.gallery.idempotency import recall_answer
 from app.gallery.identities import delete_identity
 from app.gallery.keys import read_keyring
-from app.gallery.references import NewReference, enroll_images
 from tests.files import DATA
 
 ANSWERED = {"live": "old name", "deleted": "b"}

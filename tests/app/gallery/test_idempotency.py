@@ -13,9 +13,10 @@ from app.database.transactions import Database
 from app.errors import DeletedSince, IdempotencyKeyReused
 from app.gallery.collections import delete_collection
 from app.gallery.encoders import Loaded
+from app.gallery.enrolment import NewReference, enroll_images
 from app.gallery.idempotency import expire_answers, has_expired_answers, recall_answer, remember_answer
 from app.gallery.identities import change_identity, delete_identity, get_identity
-from app.gallery.references import NewReference, delete_reference, enroll_images
+from app.gallery.references import delete_reference
 
 LOADED = Loaded("model", 4, "")
 REQUEST = "the hash of a request"

@@ -8,9 +8,9 @@ import pytest
 from app.database.sqlite import SQLite
 from app.errors import StorageUnavailable, UsageError
 from app.gallery.encoders import Loaded
+from app.gallery.enrolment import NewReference, enroll_images
 from app.gallery.identities import delete_identity
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference, enroll_images
 from app.settings import read_settings
 
 

@@ -99,6 +99,14 @@ def test_json_ends_with_a_newline(client: httpx.Client, path: str) -> None:
     assert int(answer.headers["content-length"]) == len(answer.content)
 
 
+def test_an_answer_without_content_stays_so(client: httpx.Client) -> None:
+    """A newline after nothing would be content."""
+    client.post("/enroll", data={"identity": "a", "collection": "short"}, files={"images": DRAWINGS[0].read_bytes()})
+    deleted = client.delete("/collections/short")
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert client.get("/healthz").status_code == 200  # over the same connection
+
+
 def test_the_page_of_the_documentation_lists_no_schemas(client: httpx.Client) -> None:
     """Two dozen of them at its end help nobody."""
     assert '"defaultModelsExpandDepth": -1' in client.get("/docs").text

@@ -17,9 +17,9 @@ from app.database.transactions import Database
 from app.errors import UsageError
 from app.gallery.collections import delete_collection, list_collections
 from app.gallery.encoders import Loaded
+from app.gallery.enrolment import NewReference, enroll_images
 from app.gallery.identities import change_identity, delete_identity, get_identity
 from app.gallery.originals import Originals
-from app.gallery.references import NewReference, enroll_images
 from app.maintenance.export import export_gallery
 from app.maintenance.import_jsonl import import_export
 

@@ -28,7 +28,7 @@ def test_a_folder_tree_is_imported_and_goes_on_where_it_was(in_process: InProces
     more = len(list(EVALUATION.glob("Kannada/*/*.png")))
     assert "not kept" not in out
     again = run("import", tree, "--data-dir", data, "--checkpoint", GOLDEN, "--collection", "letters")
-    assert f"{more} images enrolled" in again and f"{count} were there already" in again
+    assert f"{more} images enrolled" in again and f"{count} were already enrolled" in again
     one, two = tmp_path / "one" / "a", tmp_path / "two" / "b"
     for folder, path, keep in ((one, ANGELIC[0], "yes"), (two, KANNADA[0], "no")):
         folder.mkdir(parents=True)

@@ -36,6 +36,6 @@ def test_a_restored_gallery_has_the_keys_of_the_one_that_it_replaces(tmp_path: P
     assert diptych("keys", "revoke", "old", "--data-dir", data).returncode == 0
     made(data, "new")
     done = diptych("restore", backup, "--data-dir", data, "--replace")
-    assert done.returncode == 0 and "valid in it: kept, new" in done.stdout, done.stderr
+    assert done.returncode == 0 and "Valid API keys: kept, new" in done.stdout, done.stderr
     elsewhere = diptych("restore", backup, "--data-dir", tmp_path / "elsewhere")
-    assert "valid in it: kept, old" in elsewhere.stdout
+    assert "Valid API keys: kept, old" in elsewhere.stdout

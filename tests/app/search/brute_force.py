@@ -10,12 +10,9 @@ from app.database.sqlite import SQLite
 from app.database.transactions import Database
 from app.gallery.collections import collection_key
 from app.gallery.encoders import Loaded, find_model_key
+from app.gallery.enrolment import NewReference, enroll_images
 from app.gallery.filters import Filter
-from app.gallery.references import (
-    NewReference,
-    enroll_images,
-    references_by_collection,
-)
+from app.gallery.references import references_by_collection
 from app.search import nearest
 from app.search.index import GalleryIndex
 from app.search.nearest import ByFaiss, ByPgvector, Proposer

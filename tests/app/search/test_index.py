@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 
 from app.database.sqlite import SQLite
+from app.gallery.enrolment import NewReference, enroll_identities
 from app.gallery.identities import delete_identity
-from app.gallery.references import (
-    NewReference,
-    enroll_identities,
-)
 from app.search import snapshots, vectors
 from app.search.index import GalleryIndex
 from app.search.nearest import ByFaiss

@@ -17,14 +17,9 @@ from app.database.tables import embedding, reference
 from app.database.transactions import Database
 from app.gallery.collections import collection_key, count_searched, delete_collection
 from app.gallery.encoders import Loaded, ModelMismatch, activate_model, find_model_key, register_model
+from app.gallery.enrolment import NewReference, add_embeddings, enroll_identities, enroll_images
 from app.gallery.filters import Filter
 from app.gallery.identities import delete_identity, list_identities
-from app.gallery.references import (
-    NewReference,
-    add_embeddings,
-    enroll_identities,
-    enroll_images,
-)
 from app.maintenance import migrate
 from app.search import nearest, vectors
 from tests.app.search.brute_force import DIM, LOADED, brute_force, enroll, proposer, search, unit
