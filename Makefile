@@ -49,8 +49,8 @@ train-omniglot: env-training  ## Train the bundled checkpoint again: make train-
 	@test -n "$(DATA)" || { echo "make train-omniglot DATA=path/to/images_background [OUTPUT=$(OUTPUT)]" >&2; exit 2; }
 	$(BIN)/diptych train "$(DATA)" --output "$(OUTPUT)" --recipe omniglot
 
-test: env-training  ## Run the whole test suite, two files at a time.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: env-training  ## Run the whole test suite, in two processes.
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: env-training  ## Run the linter, the format check and the type check.
 	$(BIN)/ruff check .

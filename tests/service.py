@@ -32,7 +32,7 @@ def diptych(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        timeout=240,
+        timeout=900,  # of a hang; a busy machine takes minutes
         check=False,
     )
 
@@ -115,7 +115,8 @@ class Application(Requests):
     def __init__(self, checkpoint: Path | str, data_dir: Path, **environment: str) -> None:
         self.data_dir = data_dir
         given = {"checkpoint": str(checkpoint), "data_dir": str(data_dir), **environment}
-        with patch.dict(os.environ, {f"DIPTYCH_{name.upper()}": value for name, value in given.items()}):
+        self.environment = {f"DIPTYCH_{name.upper()}": value for name, value in given.items()}
+        with patch.dict(os.environ, self.environment):
             app = create_app(read_settings())
         self.client = httpx.Client(transport=_InProcess(app), base_url="http://127.0.0.1:8000")
 

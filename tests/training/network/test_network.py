@@ -135,16 +135,18 @@ def test_images_too_small_for_a_backbone_are_refused() -> None:
 
 def test_weights_that_learned_the_test_identities_are_refused(trained: Path, tmp_path: Path) -> None:
     """The same folder, split by another seed: what was learned would count as unseen."""
+    seed = load_checkpoint(trained).description.training["seed"]
     recipe = Recipe(epochs=1, width=0.5, image_size=32, calibration_share=0.3, test_share=0.3, weights=str(trained),
-                    seed=1, threads=1)  # fmt: skip
+                    seed=seed + 1, threads=1)  # fmt: skip
     with pytest.raises(UsageError, match=r"another seed.*--despite-lint"):
         train_encoder(BACKGROUND, tmp_path / "out", recipe, RunOptions(progress=False))
 
 
 def test_training_goes_on_from_a_checkpoint_of_ones_own(trained: Path, tmp_path: Path) -> None:
     """All tensors fit; hardly changed in an epoch at low speed, it is still the encoder that was learned."""
+    seed = load_checkpoint(trained).description.training["seed"]
     recipe = Recipe(epochs=1, width=0.5, image_size=32, calibration_share=0.3, test_share=0.3, learning_rate=1e-6,
-                    ema=0, weights=str(trained), threads=1)  # fmt: skip
+                    ema=0, weights=str(trained), seed=seed, threads=1)  # fmt: skip
     tuned = train_encoder(BACKGROUND, tmp_path / "tuned", recipe, RunOptions(progress=False))
     assert tuned is not None
     assert "tensors from" in tuned.description.training["weights_loaded"]

@@ -96,7 +96,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
                tmp_path / "two", *SMALL, *options, "--quiet"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, timeout=240, check=False
+        list(map(str, command)), capture_output=True, text=True, env=environment, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("checkpoint ") == 1

@@ -15,7 +15,7 @@ from app.checkpoint.encoder import Encoder
 from app.checkpoint.store import load_checkpoint
 from app.errors import TrainingFailed
 from app.image.policy import decode
-from tests.files import BACKGROUND, EVALUATION, GOLDEN, drawings
+from tests.files import BACKGROUND, CALIBRATED, EVALUATION, GOLDEN, drawings
 from tests.service import diptych
 from training.export import check_parity, round_weights, write_encoder
 from training.network.backbones import build
@@ -197,15 +197,15 @@ def test_the_weights_file_rebuilds_the_encoder_that_serves() -> None:
 # --- evaluate, calibrate, embed ----------------------------------------------------------------------------
 
 
-def test_evaluate_counts_all_pairs_of_a_folder(trained: Path, tmp_path: Path) -> None:
+def test_evaluate_counts_all_pairs_of_a_folder(tmp_path: Path) -> None:
     """90 drawings of 15 characters: 15 x 15 genuine pairs, the rest impostors; table and metrics.json agree."""
-    done = diptych("evaluate", trained, "--data", EVALUATION, "--output", tmp_path / "figures", "--quiet")
+    done = diptych("evaluate", CALIBRATED, "--data", EVALUATION, "--output", tmp_path / "figures", "--quiet")
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures" / "metrics.json").read_text())
     assert (figures["genuine_pairs"], figures["impostor_pairs"]) == (15 * 15, 90 * 89 // 2 - 15 * 15)
     assert f"{100 * figures['fmr']:.2f} %" in done.stdout
     assert figures["same_group_impostor_pairs"] == 3 * 10 * 36
-    assert figures["model_id"] == load_checkpoint(trained).description.model_id
+    assert figures["model_id"] == load_checkpoint(CALIBRATED).description.model_id
 
 
 def test_evaluate_on_the_training_folder_counts_its_test_identities_only(trained: Path, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_evaluate_on_the_training_folder_counts_its_test_identities_only(trained
     assert figures["fnmr"] == pytest.approx(rates.fnmr, abs=2e-2)
 
 
-def test_evaluate_judges_a_list_of_pairs(trained: Path, tmp_path: Path) -> None:
+def test_evaluate_judges_a_list_of_pairs(tmp_path: Path) -> None:
     """Unreadable images are passed over and named in the note."""
     a, b = drawings("Angelic/character01"), drawings("Tibetan/character03")
     rows = [(a[0], a[1], 1), (a[0], b[0], 0), (b[0], b[1], 1), (a[2], b[2], 0)]
@@ -229,7 +229,7 @@ def test_evaluate_judges_a_list_of_pairs(trained: Path, tmp_path: Path) -> None:
     ]
     (tmp_path / "pairs.csv").write_text("\n".join([*lines, "no/such.png,no/other.png,1"]))
     arguments = ("--pairs", tmp_path / "pairs.csv", "--root", EVALUATION, "--output", tmp_path, "--quiet")
-    done = diptych("evaluate", trained, *arguments)
+    done = diptych("evaluate", CALIBRATED, *arguments)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert (figures["genuine_pairs"], figures["impostor_pairs"], figures["skipped"]) == (2, 2, 2)
@@ -254,13 +254,13 @@ def test_a_list_of_pairs_that_makes_no_sense_is_refused(tmp_path: Path, text: st
     assert words in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_calibrate_keeps_the_encoder_and_measures_anew(trained: Path, tmp_path: Path) -> None:
+def test_calibrate_keeps_the_encoder_and_measures_anew(tmp_path: Path) -> None:
     """On other images: the same model_id, another calibration_id, rates from the half that chose nothing."""
     data = Path(shutil.copytree(BACKGROUND, tmp_path / "data"))
     shutil.rmtree(data / "Greek")
-    done = diptych("calibrate", trained, "--data", data, "--output", tmp_path / "new", "--quiet")
+    done = diptych("calibrate", CALIBRATED, "--data", data, "--output", tmp_path / "new", "--quiet")
     assert done.returncode == 0, done.stderr
-    old, new = load_checkpoint(trained).description, load_checkpoint(tmp_path / "new").description
+    old, new = load_checkpoint(CALIBRATED).description, load_checkpoint(tmp_path / "new").description
     assert new.model_id == old.model_id and new.calibration_id != old.calibration_id
     assert new.calibration.fingerprint != old.calibration.fingerprint
     assert new.calibration.identities == 15
@@ -269,19 +269,21 @@ def test_calibrate_keeps_the_encoder_and_measures_anew(trained: Path, tmp_path: 
     point = new.operating_points[0]
     assert point.fmr_ci95 is not None and point.fmr is not None
     assert point.fmr_ci95[0] <= point.fmr <= point.fmr_ci95[1]
-    refused = diptych("calibrate", trained, "--data", data, "--output", tmp_path / "new", "--quiet")
+    refused = diptych("calibrate", CALIBRATED, "--data", data, "--output", tmp_path / "new", "--quiet")
     assert refused.returncode == 2 and "not empty" in refused.stderr
 
 
-def test_calibrate_can_keep_whole_groups_apart(trained: Path, tmp_path: Path) -> None:
+def test_calibrate_can_keep_whole_groups_apart(tmp_path: Path) -> None:
     """Half of the groups choose, the others measure, and intervals draw groups; with too few it says so."""
     done = diptych(
-        *("calibrate", trained, "--data", EVALUATION, "--output", tmp_path / "few", "--split-by", "group", "--quiet")
+        *("calibrate", CALIBRATED, "--data", EVALUATION, "--output", tmp_path / "few", "--split-by", "group", "--quiet")
     )
     assert done.returncode == 2 and "3 groups" in done.stderr
     data = Path(shutil.copytree(EVALUATION, tmp_path / "data"))
     shutil.copytree(BACKGROUND / "Greek", data / "Greek")
-    done = diptych("calibrate", trained, "--data", data, "--output", tmp_path / "new", "--split-by", "group", "--quiet")
+    done = diptych(
+        "calibrate", CALIBRATED, "--data", data, "--output", tmp_path / "new", "--split-by", "group", "--quiet"
+    )
     assert done.returncode == 0, done.stderr
     facts = load_checkpoint(tmp_path / "new").description.calibration
     assert (facts.intervals_over, facts.units) == ("group", 2)

@@ -14,18 +14,17 @@ from app.database.sqlite import SQLite
 from app.database.tables import idempotency
 from app.database.transactions import Database
 from tests.files import drawings
-from tests.service import Service, assert_problem
+from tests.service import Application, assert_problem
 
 A = drawings("Angelic/character01")
 
 
-def enroll(service: Service, collection: str, key: str) -> httpx.Response:
-    return httpx.post(
-        f"{service.client.base_url}/enroll",
+def enroll(service: Application, collection: str, key: str) -> httpx.Response:
+    return service.client.post(
+        "/enroll",
         data={"identity": "anna", "collection": collection},
         files={"images": (A[0].name, A[0].read_bytes())},
         headers={"Idempotency-Key": key},
-        timeout=30,
     )
 
 
@@ -37,13 +36,13 @@ def path_of(what: str, collection: str, answer: dict[str, list[dict[str, str]]])
     }[what]
 
 
-def database_of(service: Service) -> Database:
+def database_of(service: Application) -> Database:
     url = service.environment.get("DIPTYCH_DATABASE_URL")
     return PostgreSQL(url) if url else SQLite(service.data_dir / "diptych.db")
 
 
 @pytest.mark.parametrize("what", ["reference", "identity", "collection"])
-def test_repeating_a_request_does_not_bring_back_what_was_deleted(service: Service, what: str) -> None:
+def test_repeating_a_request_does_not_bring_back_what_was_deleted(service: Application, what: str) -> None:
     """It answers 410 and enrolls nothing; under a new key the same request enrolls."""
     name = f"deleted-{what}"
     first = enroll(service, name, name)
@@ -58,7 +57,7 @@ def test_repeating_a_request_does_not_bring_back_what_was_deleted(service: Servi
 
 
 @pytest.mark.parametrize("what", ["reference", "identity", "collection"])
-def test_a_repetition_that_races_a_deletion_enrolls_nothing(service: Service, what: str) -> None:
+def test_a_repetition_that_races_a_deletion_enrolls_nothing(service: Application, what: str) -> None:
     """Each gets the first answer or 410, and after the deletion nothing is enrolled."""
     for attempt in range(4):
         name = f"race-{what}-{attempt}"
@@ -84,7 +83,7 @@ def test_a_repetition_that_races_a_deletion_enrolls_nothing(service: Service, wh
         assert found.status_code == 404 or found.json()["references"] == 0
 
 
-def test_first_requests_that_race_a_deletion_agree_on_what_is_left(service: Service) -> None:
+def test_first_requests_that_race_a_deletion_agree_on_what_is_left(service: Application) -> None:
     """Whether the deletion came before or after the enrolment, a stored answer never names what is gone."""
     for attempt in range(4):
         name = f"first-{attempt}"
@@ -103,7 +102,7 @@ def test_first_requests_that_race_a_deletion_agree_on_what_is_left(service: Serv
             assert ids == []
 
 
-def test_expired_answers_go_without_anybody_asking(service: Service) -> None:
+def test_expired_answers_go_without_anybody_asking(service: Application) -> None:
     """The service deletes them, and no request with a key is needed for it."""
     enroll(service, "expired", "expired")
     database = database_of(service)

@@ -72,7 +72,7 @@ def test_what_the_openapi_document_promises_is_kept(on_a_socket: Service, tmp_pa
         [*asked, "--exclude-checks", "positive_data_acceptance", "--seed", "1"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
         cwd=tmp_path,
     )
