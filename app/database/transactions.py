@@ -66,9 +66,8 @@ class Database(ABC):
         try:
             self.write(self._migrate)
         except StorageUnavailable as problem:
-            raise UsageError(
-                f"The gallery {self.where} can't be opened: {problem.detail}{self.cause_for_operator(problem)}"
-            ) from None
+            cause = self.cause_for_operator(problem)
+            raise UsageError(f"{problem.detail}{cause} The database is {self.where}.") from None
 
     def cause_for_operator(self, problem: StorageUnavailable) -> str:
         """What the log and commands add to an error, and callers are not told."""
