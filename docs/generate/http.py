@@ -1,6 +1,7 @@
 """The HTTP interface, from the OpenAPI document that the service answers itself."""
 
 import json
+import re
 from typing import Any
 
 from app.main import create_app
@@ -59,7 +60,12 @@ def example_of(content: dict[str, Any], document: dict[str, Any]) -> str:
     examples = [content["example"]] if "example" in content else named or schema.get("examples", [])
     if not examples:
         return ""
-    return f"```json\n{json.dumps(examples[0], indent=2, ensure_ascii=False)}\n```"
+    text = json.dumps(examples[0], indent=2, ensure_ascii=False)
+    # Lists of plain values stay on one line.
+    text = re.sub(
+        r"\[[^\[\]{}]*\]", lambda found: " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]"), text
+    )
+    return f"```json\n{text}\n```"
 
 
 def http() -> str:

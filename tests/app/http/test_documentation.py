@@ -1,16 +1,20 @@
 """/docs and what it is made of: real answers as examples, words for every endpoint, errors by status."""
 
+import json
 from collections.abc import Iterator
+from importlib.resources import files
 from typing import Any
 
 import httpx
 import pytest
 
-from app.http.routes import examples, schemas
+from app.http.routes import schemas
 from tests.files import drawings
 from tests.service import Service
 
 DRAWINGS, OTHERS = drawings("Angelic/character01"), drawings("Kannada/character02")
+EXAMPLES = json.loads((files("app.http.routes") / "examples.json").read_text())
+IDENTITY = EXAMPLES["SearchAnswer"]["identity"]
 # What differs from one gallery, machine or moment to the next.
 VARIES = ("reference_id", "created_at", "version", "detail")
 
@@ -34,36 +38,36 @@ def test_the_examples_are_what_the_bundled_checkpoint_answers(client: httpx.Clie
     """To the last digit that is printed: a new checkpoint needs new examples."""
     first, second, other = (path.read_bytes() for path in (DRAWINGS[0], DRAWINGS[1], OTHERS[0]))
     verified = client.post("/verify", files={"image_a": first, "image_b": second}).json()
-    assert verified == examples.VERIFY
+    assert verified == EXAMPLES["VerifyAnswer"]
     for identity, image, path in (
-        (examples.IDENTITY, second, DRAWINGS[1]),
-        (examples.OTHER_MATCH["identity"], other, OTHERS[0]),
+        (IDENTITY, second, DRAWINGS[1]),
+        (EXAMPLES["SearchAnswer"]["matches"][1]["identity"], other, OTHERS[0]),
     ):
         metadata = f'{{"alphabet": "{identity.partition(":")[0]}"}}'
         files = [("images", (path.name, image)), ("images", ("notes.txt", b"notes"))]
         enrolled = client.post("/enroll", data={"identity": identity, "metadata": metadata}, files=files).json()
-        if identity == examples.IDENTITY:
-            assert lasting(enrolled) == lasting(examples.ENROLL)
-    assert lasting(client.post("/search", files={"image": first}).json()) == lasting(examples.SEARCH)
+        if identity == IDENTITY:
+            assert lasting(enrolled) == lasting(EXAMPLES["EnrollAnswer"])
+    assert lasting(client.post("/search", files={"image": first}).json()) == lasting(EXAMPLES["SearchAnswer"])
     embedded = client.post("/embed", files={"image": first}).json()
-    assert embedded["embedding"][:4] == pytest.approx(examples.EMBED["embedding"], abs=1e-6)
+    assert embedded["embedding"][:4] == pytest.approx(EXAMPLES["EmbedAnswer"]["embedding"], abs=1e-6)
     base = "/collections/default/identities"
-    assert lasting(client.get("/collections").json()) == lasting(examples.COLLECTIONS)
-    assert lasting(client.get(base).json())["identities"][0] == lasting(examples.IDENTITIES)["identities"][0]
-    assert lasting(client.get(f"{base}/{examples.IDENTITY}").json()) == lasting(examples.SHOWN_IDENTITY)
+    assert lasting(client.get("/collections").json()) == lasting(EXAMPLES["CollectionsAnswer"])
+    assert lasting(client.get(base).json())["identities"][0] == lasting(EXAMPLES["IdentitiesAnswer"])["identities"][0]
+    assert lasting(client.get(f"{base}/{IDENTITY}").json()) == lasting(EXAMPLES["IdentityAnswer"])
     checkpoint = client.get("/checkpoint").json()
-    assert examples.CHECKPOINT["operating_points"][0] in checkpoint["operating_points"]
-    names = set(examples.CHECKPOINT) - {"operating_points"}
+    assert EXAMPLES["CheckpointAnswer"]["operating_points"][0] in checkpoint["operating_points"]
+    names = set(EXAMPLES["CheckpointAnswer"]) - {"operating_points"}
     assert {name: lasting(checkpoint[name]) for name in names} == {
-        name: lasting(examples.CHECKPOINT[name]) for name in names
+        name: lasting(EXAMPLES["CheckpointAnswer"][name]) for name in names
     }
-    assert examples.READINESS["checks"].items() <= client.get("/readyz").json()["checks"].items()
+    assert EXAMPLES["Readiness"]["checks"].items() <= client.get("/readyz").json()["checks"].items()
 
 
 def test_every_example_fits_its_schema_and_reaches_the_document_whole(client: httpx.Client) -> None:
     """Nulls included, in the order of the answer."""
     document = client.get("/openapi.json").json()
-    for name, example in examples.BY_SCHEMA.items():
+    for name, example in EXAMPLES.items():
         getattr(schemas, name).model_validate(example)
         (shown,) = document["components"]["schemas"][name]["examples"]
         assert shown == example and list(shown) == list(example)
