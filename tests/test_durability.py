@@ -148,9 +148,10 @@ def test_a_mistake_of_ours_is_a_problem_document_without_our_insides(serve: Serv
 
 
 def test_a_locked_database_is_answered_with_503_and_served_again_afterwards(
-    in_process: InProcess, tmp_path: Path
+    in_process: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process holds the write lock for longer than we wait; nothing is lost, nothing half done."""
+    """Somebody else holds the write lock for longer than the service waits; nothing is lost, nothing half done."""
+    monkeypatch.setattr("app.database.sqlite.BUSY_SECONDS", 1)
     service = in_process(data_dir=tmp_path / "data")
     with contextlib.closing(pysqlite3.connect(tmp_path / "data" / "diptych.db", isolation_level=None)) as intruder:
         intruder.execute("BEGIN IMMEDIATE")

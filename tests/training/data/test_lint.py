@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from app.checkpoint.format import Checkpoint
 from app.errors import UsageError
 from tests.files import BACKGROUND, drawings
-from tests.service import diptych
+from tests.service import diptych, diptych_in_process
 from training.recipe import Recipe
 from training.train import RunOptions, train_encoder
 
@@ -21,7 +21,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def lint(data: Path, *options: str | Path) -> tuple[int, str]:
-    done = diptych("lint", data, *options, "--quiet")
+    done = diptych_in_process("lint", data, *options, "--quiet")
     assert done.stderr == "" and "Traceback" not in done.stdout
     return done.returncode, done.stdout
 

@@ -16,7 +16,7 @@ from app.checkpoint.store import load_checkpoint
 from app.errors import TrainingFailed
 from app.image.policy import decode
 from tests.files import BACKGROUND, CALIBRATED, EVALUATION, GOLDEN, drawings
-from tests.service import diptych
+from tests.service import diptych, diptych_in_process
 from training.export import check_parity, round_weights, write_encoder
 from training.network.backbones import build
 from training.network.encoder import embed_with_network
@@ -152,7 +152,7 @@ def test_mistakes_end_with_one_line_and_status_2(
 ) -> None:
     """What is wrong, in a line, and nothing written."""
     monkeypatch.chdir(tmp_path)
-    done = diptych("train", *arguments, "--quiet")
+    done = diptych_in_process("train", *arguments, "--quiet")
     assert done.returncode == 2
     assert words in done.stderr and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
