@@ -61,10 +61,13 @@ def summary_lines(checkpoint: Checkpoint) -> Iterator[str]:
             yield f"{target}{point.threshold:<12.4f}{fmr:<28}{fnmr:<28}{point.false_matches:,}"
         else:
             yield f"{target}not supported: too few calibration identities"
+    held_out = facts.fingerprint == description.dataset.fingerprint
     yield (
-        f"measured on {facts.identities:,} identities that were not trained on: {facts.genuine_pairs:,} genuine and "
-        f"{facts.impostor_pairs:,} impostor pairs; EER {percent(facts.eer)}"
+        f"measured on {facts.identities:,} identities{' that were not trained on' if held_out else ''}: "
+        f"{facts.genuine_pairs:,} genuine and {facts.impostor_pairs:,} impostor pairs; EER {percent(facts.eer)}"
     )
+    if not held_out:
+        yield "These rates hold only if the encoder was trained on none of these images. That can't be checked here."
     yield ""
     if description.threshold_source == "calibration":
         yield f"threshold {description.threshold:.4f}, chosen for FMR {description.target_fmr:g}"

@@ -115,6 +115,8 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
             formats=settings.formats,
         )
     click.echo(f"{done.enrolled:,} images enrolled into {collection!r}, {done.held:,} were already enrolled")
+    if done.now_kept:
+        click.echo(f"{done.now_kept:,} more were already enrolled; their images are kept from now on")
     if done.not_kept:
         click.echo("The images were not kept, though the gallery keeps others: DIPTYCH_KEEP_IMAGES is `no`")
     if done.refused:

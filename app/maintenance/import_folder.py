@@ -31,6 +31,8 @@ class Imported:
 
     enrolled: int = 0
     held: int = 0
+    # Enrolled before without their image, which is kept from now on.
+    now_kept: int = 0
     refused: list[str] = field(default_factory=list)
     # The gallery keeps other images, and did not keep these.
     not_kept: bool = False
@@ -63,7 +65,10 @@ def import_folder(
     decoded = decode_all(
         (((name, path), path.read_bytes) for name, path in files),
         encoder.preprocessing,
-        skip=lambda key, sha256: (key[0], sha256) in held,
+        # An image that is enrolled but not kept comes again where images are kept now.
+        skip=lambda key, sha256: (
+            held.get((key[0], sha256), False) or (not originals.keeps and (key[0], sha256) in held)
+        ),
         keep=originals.keep,
         formats=formats,
     )
@@ -80,7 +85,10 @@ def import_folder(
                 else:
                     new = NewReference(printable_filename(path.name), item.sha256, item.embedding_D, item.original_id)
                     by_identity.setdefault(name, []).append(new)
-                    done.enrolled += 1
+                    if (name, item.sha256) in held:
+                        done.now_kept += 1
+                    else:
+                        done.enrolled += 1
             if by_identity:
                 database.write(lambda c, new=by_identity: enroll_identities(c, collection_name, new, loaded))  # type: ignore[misc]
             bar.update(len(batch))
@@ -109,14 +117,15 @@ def printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _held(database: Database, collection_name: str, names: list[str]) -> set[tuple[str, str]]:
-    """For each image that is enrolled: the name of its identity and its sha256."""
+def _held(database: Database, collection_name: str, names: list[str]) -> dict[tuple[str, str], bool]:
+    """By the name of its identity and its sha256: each image that is enrolled, and whether it is kept."""
     query = (
-        sa.select(identity.c.name, reference.c.image_sha256)
+        sa.select(identity.c.name, reference.c.image_sha256, reference.c.original_id.is_not(None).label("is_kept"))
         .join(reference, reference.c.identity_key == identity.c.key)
         .join(collection, collection.c.key == identity.c.collection_key)
         .where(collection.c.name == collection_name)
     )
     wanted = set(names)
     with database.read() as connection:
-        return {(row.name, row.image_sha256) for row in connection.execute(query) if row.name in wanted}
+        rows = connection.execute(query)
+        return {(row.name, row.image_sha256): bool(row.is_kept) for row in rows if row.name in wanted}

@@ -37,3 +37,19 @@ def test_a_folder_tree_is_imported_and_goes_on_where_it_was(in_process: InProces
         assert ("not kept" in out) == (keep == "no")
     mistaken = diptych("import", ANGELIC[0].parent, "--data-dir", data, "--checkpoint", GOLDEN)
     assert mistaken.returncode == 2 and mistaken.stderr.count("\n") == 1
+
+
+def test_images_imported_again_are_kept_from_then_on(tmp_path: Path) -> None:
+    """The first import kept none, the second keeps all, the third has nothing left to do."""
+    data, tree = tmp_path / "data", tmp_path / "tree"
+    shutil.copytree(EVALUATION / "Angelic" / "character01", tree / "a")
+    count = len(list(tree.rglob("*.png")))
+    command = ("import", tree, "--data-dir", data, "--checkpoint", GOLDEN)
+    assert f"{count} images enrolled" in run(*command, DIPTYCH_KEEP_IMAGES="no")
+    assert not (data / "originals").exists()
+    again = run(*command, DIPTYCH_KEEP_IMAGES="yes")
+    assert f"0 images enrolled into 'default', 0 were already enrolled\n{count} more were already enrolled" in again
+    kept = sorted(path.read_bytes() for path in (data / "originals").rglob("*") if path.is_file())
+    assert kept == sorted(path.read_bytes() for path in tree.rglob("*.png"))
+    third = run(*command, DIPTYCH_KEEP_IMAGES="yes")
+    assert f"0 images enrolled into 'default', {count} were already enrolled" in third and "more were" not in third
