@@ -281,7 +281,7 @@ def postgres(embeddings: Path, count: int, directory: Path, report: Report) -> N
 
     from app.database.pgvector import index_ddl
     from app.database.postgres import PostgreSQL
-    from app.search.nearest import ByPgvector
+    from app.search.by_pgvector import ByPgvector
 
     made = Made(read(embeddings), count)
     who = loaded()

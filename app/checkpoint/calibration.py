@@ -15,7 +15,7 @@ import numpy as np
 from app.arrays import Array
 from app.checkpoint.curves import Curves
 from app.checkpoint.format import Checkpoint
-from app.checkpoint.matching import OperatingPoint, Threshold
+from app.checkpoint.thresholds import OperatingPoint, Threshold
 from app.errors import ConflictingFields, InvalidRequest, NotSupported
 
 MORE_IMAGES = "Measure on more images with `diptych calibrate`, or give `threshold`."

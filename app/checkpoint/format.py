@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.arrays import Floats
-from app.checkpoint.matching import OperatingPoint, Threshold
+from app.checkpoint.thresholds import OperatingPoint, Threshold
 from app.image.policy import Preprocessing
 
 FORMAT_VERSION = 1

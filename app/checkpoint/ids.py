@@ -10,7 +10,7 @@ import numpy as np
 
 from app.arrays import Array
 from app.checkpoint.format import Architecture
-from app.checkpoint.matching import OperatingPoint
+from app.checkpoint.thresholds import OperatingPoint
 from app.image.policy import Preprocessing
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from app.checkpoint.calibration import MORE_IMAGES, Calibration, rounded_up
-from app.checkpoint.matching import Threshold
+from app.checkpoint.thresholds import Threshold
 from app.errors import NotSupported
 
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.checkpoint.calibration import Calibration, probability
-from app.checkpoint.matching import Threshold, Verdict, decide
+from app.checkpoint.matching import Verdict, decide
 from app.checkpoint.searches import search_rates, threshold_for_search
+from app.checkpoint.thresholds import Threshold
 from app.errors import ConflictingFields
 
 

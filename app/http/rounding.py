@@ -12,7 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 from app.arrays import EmbeddingsF32
-from app.checkpoint.matching import Threshold, Verdict
+from app.checkpoint.matching import Verdict
+from app.checkpoint.thresholds import Threshold
 
 DECIMALS = 4  # of distances and thresholds; training counts pairs in steps of 0.0001
 DIGITS, MOST_DIGITS = 3, 17  # significant digits of rates; 17 give every float64 back

@@ -27,7 +27,8 @@ from app.search.changes import (
     unlabelled,
 )
 from app.search.snapshots import Moment, Snapshots
-from app.search.vectors import EXACT_UP_TO, Approximate, Exact, Proposed, Vectors, build_index, sample_keys
+from app.search.tuning import build_index, sample_keys
+from app.search.vectors import EXACT_UP_TO, Approximate, Exact, Proposed, Vectors
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 
 from app.arrays import EmbeddingsF32, Ints
 from app.checkpoint.matching import distances
-from app.database.pgvector import indexed_distance
 from app.database.statements import Statement
 from app.database.tables import embedding, identity, reference, unpacked
 from app.gallery.collections import count_searched
@@ -87,7 +86,7 @@ ABOUT = (
 )
 
 
-def _filtered(query: sa.Select[Any], condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+def filtered(query: sa.Select[Any], condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
     return query.join(identity, identity.c.key == embedding.c.identity_key).where(condition)
 
 
@@ -117,7 +116,7 @@ class ByFaiss:
                 # The cache is ahead of this transaction: rows that it proposed are not there yet, or no longer.
                 rows = PROPOSED.all(connection, model_key=model_key, keys=json.dumps(keys.tolist()))
             return rows, complete
-        query = _filtered(CANDIDATES.where(embedding.c.key.in_(_AMONG)), condition)
+        query = filtered(CANDIDATES.where(embedding.c.key.in_(_AMONG)), condition)
         return connection.execute(query, {"keys": json.dumps(keys.tolist())}).all(), complete
 
 
@@ -139,34 +138,6 @@ def contenders(proposed_N: EmbeddingsF32, identity_N: Ints, identities: int) -> 
     return contending
 
 
-class ByPgvector:
-    """The index of a gallery in PostgreSQL; where it proposes too few, every reference is compared."""
-
-    def __init__(self, embedding_dim: int) -> None:
-        self._dim = embedding_dim
-
-    def propose_rows(
-        self,
-        connection: sa.Connection,
-        model_key: int,
-        collection_key: int,
-        probe_D: EmbeddingsF32,
-        reach: int,
-        identities: int,
-        condition: sa.ColumnElement[bool] | None,
-    ) -> tuple[Rows, bool]:
-        # The model as a literal: the planner can't match a parameter with a partial index.
-        one_model = embedding.c.model_key == sa.literal_column(str(int(model_key)))
-        query = CANDIDATES.where(one_model, embedding.c.collection_key == collection_key).limit(reach)
-        if condition is not None:
-            query = _filtered(query, condition)
-        probe = sa.literal(probe_D, embedding.c.vector.type)
-        rows = connection.execute(query.order_by(indexed_distance(embedding.c.vector, probe, self._dim))).all()
-        if len(rows) < reach:
-            rows = connection.execute(query.order_by(sa.func.l2_distance(embedding.c.vector, probe))).all()
-        return rows, len(rows) < reach
-
-
 def find_nearest(
     connection: sa.Connection,
     proposer: Proposer,
@@ -186,7 +157,7 @@ def find_nearest(
     reach = expected_reach(connection, collection_key, identities)
     if condition is not None:
         all_rows, scope = (
-            _filtered(ALL_CANDIDATES, condition),
+            filtered(ALL_CANDIDATES, condition),
             {"model_key": model_key, "collection_key": collection_key},
         )
         rows: Rows = connection.execute(all_rows.limit(FEW + 1), scope).all()

@@ -12,8 +12,9 @@ from app.database.sqlite import SQLite
 from app.database.transactions import Database
 from app.errors import DiptychError, ModelMismatch, StorageUnavailable, UsageError
 from app.gallery.encoders import Loaded, find_model_key
+from app.search.by_pgvector import ByPgvector
 from app.search.index import GalleryIndex
-from app.search.nearest import ByFaiss, ByPgvector, Proposer
+from app.search.nearest import ByFaiss, Proposer
 from app.settings import Settings
 
 

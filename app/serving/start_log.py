@@ -4,7 +4,7 @@ import logging
 from contextlib import suppress
 from importlib.metadata import version
 
-from app.checkpoint.matching import OperatingPoint
+from app.checkpoint.thresholds import OperatingPoint
 from app.errors import StorageUnavailable
 from app.gallery.collections import count_enrolled
 from app.serving.resources import Resources

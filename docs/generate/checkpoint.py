@@ -5,7 +5,7 @@ import inspect
 from pydantic import TypeAdapter
 
 from app.checkpoint.format import Architecture, CalibrationFacts, DatasetFacts, Description, Runtime, Split
-from app.checkpoint.matching import OperatingPoint
+from app.checkpoint.thresholds import OperatingPoint
 from app.image.policy import Preprocessing
 from docs.generate.http import answered
 from docs.generate.markdown import paragraphs

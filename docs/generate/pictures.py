@@ -17,8 +17,8 @@ from PIL import Image
 from scipy.stats import norm
 from sklearn.manifold import TSNE
 
-from app.checkpoint.matching import OperatingPoint
 from app.checkpoint.store import load_checkpoint
+from app.checkpoint.thresholds import OperatingPoint
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "docs" / "pictures"

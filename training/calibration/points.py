@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from app.arrays import Floats, Ints
-from app.checkpoint.matching import OperatingPoint
+from app.checkpoint.thresholds import OperatingPoint
 from training.calibration import bootstrap
 from training.calibration.claims import draw_claims
 from training.calibration.pairs import Labelled, PairCounts

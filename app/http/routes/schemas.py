@@ -6,7 +6,8 @@ from fastapi import Path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.checkpoint.format import CalibrationFacts, DatasetFacts, Runtime
-from app.checkpoint.matching import OperatingPoint, ThresholdSource, Verdict
+from app.checkpoint.matching import Verdict
+from app.checkpoint.thresholds import OperatingPoint, ThresholdSource
 from app.gallery.names import check_metadata, check_name
 from app.image.policy import Preprocessing
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
-from app.checkpoint.matching import OperatingPoint
+from app.checkpoint.thresholds import OperatingPoint
 from app.http import rounding
 from app.http.routes.dependencies import CheckpointDep, DirectRoute, ExpositionDep, ReadinessDep
 from app.http.routes.responses import may_answer

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from app.checkpoint.calibration import Calibration, probability, read_calibration
 from app.checkpoint.curves import ordered_by_references
-from app.checkpoint.matching import OperatingPoint, Threshold
 from app.checkpoint.searches import search_rates, threshold_for_search
 from app.checkpoint.store import load_checkpoint
+from app.checkpoint.thresholds import OperatingPoint, Threshold
 from app.errors import InvalidRequest, NotSupported
 from tests.files import CALIBRATED, GOLDEN
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.checkpoint.calibration import Calibration, probability, read_calibration
-from app.checkpoint.matching import Threshold, decide
+from app.checkpoint.matching import decide
 from app.checkpoint.store import load_checkpoint
+from app.checkpoint.thresholds import Threshold
 from app.checkpoint.verdict import SearchWish, Wish, judge, judge_search
 from app.errors import ConflictingFields, NotSupported
 from tests.files import GOLDEN

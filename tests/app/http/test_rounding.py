@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.checkpoint.matching import Threshold, decide
+from app.checkpoint.matching import decide
+from app.checkpoint.thresholds import Threshold
 from app.http.rounding import (
     round_band,
     round_distance,

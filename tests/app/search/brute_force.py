@@ -14,8 +14,9 @@ from app.gallery.enrolment import NewReference, enroll_images
 from app.gallery.filters import Filter
 from app.gallery.references import references_by_collection
 from app.search import nearest
+from app.search.by_pgvector import ByPgvector
 from app.search.index import GalleryIndex
-from app.search.nearest import ByFaiss, ByPgvector, Proposer
+from app.search.nearest import ByFaiss, Proposer
 
 DIM = 8
 MODEL = "model"
