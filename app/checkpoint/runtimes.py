@@ -65,15 +65,15 @@ class OpenVino:
         if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UsageError("This processor does not multiply in bfloat16. Use the runtime openvino.")
         self.version, self.precision = version("openvino"), precision
-        self._model = core.compile_model(
-            core.read_model(graph.read_bytes()),
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
-                "NUM_STREAMS": streams,
-                "INFERENCE_NUM_THREADS": streams * threads,
-            },
-        )
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams * threads,
+        }
+        try:
+            self._model = core.compile_model(core.read_model(graph.read_bytes()), "CPU", options)
+        except RuntimeError:  # such as bfloat16 where ONEDNN_MAX_CPU_ISA forbids its instructions
+            raise UsageError(f"OpenVINO can't compute in {precision} here. Use the runtime onnxruntime.") from None
         self._of_thread = threading.local()
 
     def run(self, images_NHWC: ImageU8) -> EmbeddingsF32:

@@ -20,7 +20,9 @@ RUNTIMES: list[tuple[RuntimeName, float]] = [("openvino", 1e-5), ("openvino-bf16
 
 
 def has_bfloat16() -> bool:
-    """As the kernel lists what the processor can."""
+    """As the kernel lists what the processor can, unless oneDNN is told to use less of it."""
+    if "ONEDNN_MAX_CPU_ISA" in os.environ:
+        return False
     return "avx512_bf16" in Path("/proc/cpuinfo").read_text() or "amx_bf16" in Path("/proc/cpuinfo").read_text()
 
 
@@ -70,3 +72,17 @@ def test_a_runtime_that_is_not_installed_is_named_with_what_to_do() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "EXTRAS=openvino" in done.stdout
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor does not multiply in bfloat16")
+def test_bfloat16_without_its_instructions_is_refused_in_one_line() -> None:
+    """oneDNN may be told to use fewer instructions than the processor has."""
+    code = (
+        "from app.checkpoint.encoder import Encoder; from app.checkpoint.store import load_checkpoint\n"
+        "from app.errors import UsageError\n"
+        "try: Encoder(load_checkpoint('omniglot'), 1, 'openvino-bf16')\n"
+        "except UsageError as problem: print(problem.detail)\n"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "OpenVINO can't compute in bfloat16 here. Use the runtime onnxruntime.\n"
