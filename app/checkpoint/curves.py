@@ -59,7 +59,7 @@ class Curves:
         self.distance_G: Floats = self._curves["distance"].round(6)  # stored as float32
         # Empty for checkpoints of earlier versions, which hold a curve for one reference, without intervals.
         self.numbers = numbers_of_references(curves)
-        self._fpir = lru_cache(maxsize=64)(self._fpir_uncached)  # galleries change less often than they are searched
+        self.fpir = lru_cache(maxsize=64)(self._fpir)  # galleries change less often than they are searched
 
     def closest(self, references: int) -> tuple[int, int]:
         """The number R whose curves hold for so many references, and how many sets of R references make them up.
@@ -90,20 +90,16 @@ class Curves:
         limits = self._curves[f"supported_{number}"]
         return float(limits.max() if measured else limits[0]) - 1e-6
 
-    def fpir(self, prefix: str, references: int, identities: int) -> Floats:
+    def _fpir(self, prefix: str, references: int, identities: int) -> Floats:
         """Expected FPIR `[G]` of a search among so many identities with so many references each.
 
         `prefix` is `calibration_` for what chose thresholds, and empty for what the test identities show.
         """
         number, times = self.closest(references)
         fewer = self.numbers[: self.numbers.index(number) + 1]
-        rates = [self._fpir(prefix, each, identities * times) for each in fewer]
-        largest_G: Floats = np.maximum.reduce(rates)
-        return largest_G
-
-    def _fpir_uncached(self, prefix: str, number: int, comparisons: int) -> Floats:
-        mean_G, concentration_G = (self.curve(f"{prefix}probe_{of}", number) for of in ("fmr", "concentration"))
-        rate_G: Floats = np.maximum.accumulate(fpir(mean_G, concentration_G, comparisons))
+        means, spreads = ([self.curve(f"{prefix}probe_{of}", R) for R in fewer] for of in ("fmr", "concentration"))
+        rates_G = [fpir(mean_G, spread_G, identities * times) for mean_G, spread_G in zip(means, spreads, strict=True)]
+        rate_G: Floats = np.maximum.accumulate(np.maximum.reduce(rates_G))
         return rate_G
 
     def one_reference(self) -> tuple[Floats, Floats, Floats] | None:
