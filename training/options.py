@@ -96,7 +96,7 @@ def _recipe_options() -> tuple[click.Option, ...]:
     for name, field in Recipe.model_fields.items():
         flag = "--" + name.replace("_", "-")
         text = field.description or ""
-        default = "chosen by a survey of the images" if field.default is None and name != "weights" else field.default
+        default = "derived from your images" if field.default is None and name != "weights" else field.default
         if default is not None and default is not False:
             text = f"{text}  [default: {default}]"
         kind = _click_type(field)

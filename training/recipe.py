@@ -35,7 +35,7 @@ def _of(section: str, default: Any, text: str, **limits: Any) -> Any:
 
 
 class Recipe(BaseModel):
-    """Every choice of a training run. It is recorded in the checkpoint. None: chosen by a survey of the images."""
+    """Every choice of a training run. It is recorded in the checkpoint. None: derived from the images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -116,7 +116,7 @@ class Recipe(BaseModel):
         "Augmentation",
         "auto",
         "Random changes of training images. `lines`: move and bend; `photos`: move, crop, change colours, blur, JPEG; "
-        "`auto`: by a survey of the images.",
+        "`auto`: derived from your images.",
     )
     strength: float = _of("Augmentation", 1.0, "Multiplier for the strength of all these changes.", ge=0, le=4)
     quarter_turns: bool = _of(

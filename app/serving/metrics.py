@@ -52,7 +52,7 @@ class Metrics:
         stages = Histogram(
             "diptych_stage_seconds",
             "Seconds in each stage of a request: waiting for a turn, decoding one image, embedding a batch, searching "
-            "the gallery, committing an enrollment.",
+            "the gallery, committing an enrolment.",
             ["stage"],
             registry=self.registry,
             buckets=STAGE_BUCKETS,
