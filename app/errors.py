@@ -122,13 +122,13 @@ class NotAllowed(RequestError):
 class ForeignOrigin(RequestError):
     status = 403
     code = "foreign_origin"
-    title = "A web page of another origin may not call this service"
+    title = "Web pages from this origin may not call the service"
 
 
 class UnknownHost(RequestError):
     status = 421
     code = "unknown_host"
-    title = "The service does not answer under this host name"
+    title = "This host name is not allowed"
 
 
 class TooManyRequests(RequestError):
@@ -218,7 +218,7 @@ class NothingEnrolled(GalleryError):
 class DeletedSince(GalleryError):
     status = 410
     code = "deleted_since"
-    title = "What this request enrolled was deleted since"
+    title = "What this request enrolled has since been deleted"
 
 
 class IdentityExists(GalleryError):
@@ -269,7 +269,7 @@ class TrainingFailed(DiptychError):
 
 class MigrationBlocked(DiptychError):
     code = "migration_blocked"
-    title = "The gallery stays with its encoder"
+    title = "The gallery cannot be moved to this encoder"
 
 
 class UsageError(DiptychError):

@@ -54,8 +54,8 @@ class Settings(BaseSettings):
         gt=0,
         lt=1,
         allow_inf_nan=False,
-        description="A false-match rate larger than that of the verdict. /verify answers `inconclusive` between the "
-        "two thresholds.",
+        description="A second false-match rate, larger than that of the verdict. /verify answers `inconclusive` "
+        "between the two thresholds.",
     )
     workers: int = Field(1, ge=1, le=64, description="Number of processes. They share the data directory.")
     concurrency: int = Field(
@@ -64,14 +64,17 @@ class Settings(BaseSettings):
         description="Requests that a process decodes and embeds at the same time. By default one per core.",
     )
     queue_length: int = Field(
-        24, ge=0, le=1000, description="Requests of a process that may wait for their turn. More are refused with 503."
+        24,
+        ge=0,
+        le=1000,
+        description="Requests that may wait for the encoder in each process. Further ones are refused with 503.",
     )
     queue_seconds: float = Field(
         10.0,
         gt=0,
         le=600,
         allow_inf_nan=False,
-        description="Longest wait of a request for its turn, in seconds. After that it is refused with 503.",
+        description="Longest time that a request waits for the encoder, in seconds. After that it is refused with 503.",
     )
     encoder_threads: int = Field(1, ge=1, description="Threads that work on one embedding.")
     runtime: RuntimeName = Field(
@@ -84,17 +87,18 @@ class Settings(BaseSettings):
         gt=0,
         le=600,
         allow_inf_nan=False,
-        description="Processor time that a decoder process may spend on one image, in seconds. The limit by the clock "
-        "is four times that, at least 2 s.",
+        description="Processor time that a decoder process may spend on one image, in seconds. Elapsed time is limited "
+        "to four times that, but at least 2 s.",
     )
     decode_mib: int = Field(640, ge=16, description="Memory that a decoder process may use for one image, in MiB.")
     heic: bool = Field(False, description="Open HEIC images. Needs the extra `heic`.")
-    max_images: int = Field(32, ge=1, le=1000, description="Most images in one request to /enroll.")
+    max_images: int = Field(32, ge=1, le=1000, description="Largest number of images in one request to /enroll.")
     max_request_bytes: int = Field(128 * 2**20, ge=4096, description="Largest body of a request, in bytes.")
     max_held_bytes: int = Field(
         512 * 2**20,
         ge=4096,
-        description="Bytes of request bodies that a process holds at the same time. More are refused with 503.",
+        description="Bytes of request bodies that each process holds at the same time. Further requests are refused "
+        "with 503.",
     )
     upload_seconds: float = Field(
         120.0,
@@ -105,11 +109,11 @@ class Settings(BaseSettings):
     )
     rate: str = Field(
         "",
-        description="Most requests of one API key, or of one address without a key, such as `20/second` or "
-        "`1000/hour`. Each process counts for itself. More are refused with 429.",
+        description="Limit on the requests of each API key, and of each address that sends no key, such as `20/second` "
+        "or `1000/hour`. Each process counts separately. Further requests are refused with 429.",
     )
     at_once: int = Field(
-        0, ge=0, description="Most requests of one API key or address at the same time; 0 means no limit."
+        0, ge=0, description="Largest number of simultaneous requests of one API key or address. 0: no limit."
     )
     trusted_proxies: str = Field(
         "", description="Comma-separated addresses of proxies whose X-Forwarded-For and -Proto headers are trusted."
@@ -125,15 +129,15 @@ class Settings(BaseSettings):
         ge=0,
         le=600,
         allow_inf_nan=False,
-        description="On SIGTERM: time to go on answering while /readyz already says 503, in seconds. A load balancer "
-        "needs it.",
+        description="On SIGTERM: seconds to go on serving while /readyz already answers 503, so that a load balancer "
+        "notices in time.",
     )
     # A commit needs space in the write-ahead log, and later in the file.
     min_free_bytes: int = Field(
         16 * 2**20, ge=0, description="Free bytes on the gallery's disk below which the service is not ready."
     )
     log_format: Literal["text", "json"] = Field("text", description="Format of the log: text or json.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     access_log: bool = Field(True, description="Log a line for each request.")
     tracing: bool = Field(
         False, description="Send OpenTelemetry traces to the collector in OTEL_EXPORTER_OTLP_ENDPOINT."

@@ -14,7 +14,9 @@ def threshold_for_search(calibration: Calibration, target_fpir: float, identitie
     so many identities with so many references each. Raises `NotSupported` where the calibration can't tell."""
     curves = calibration.curves
     if not curves.numbers:
-        raise NotSupported("This checkpoint is not calibrated for `target_fpir`. `diptych calibrate` does it.")
+        raise NotSupported(
+            "This checkpoint is not calibrated for `target_fpir`. Calibrate it with `diptych calibrate`."
+        )
     if not identities:
         return calibration.default
     number, _ = curves.closest(references)

@@ -79,8 +79,8 @@ def unpacked(stored: Sequence[bytes]) -> EmbeddingsF32:
     # The CRC-32 of bytes followed by their own CRC-32 is the same for all bytes.
     if any(zlib.crc32(row) != CRC_RESIDUE for row in stored):
         raise GalleryDamaged(
-            "An embedding in the gallery's database is not what was written there (its CRC differs). Stop the service "
-            "and restore a backup with diptych restore."
+            "An embedding in the gallery's database is damaged (its CRC is wrong). Stop the service and restore a "
+            "backup with diptych restore."
         )
     return words_NW[:, :-1].view("<f4")
 

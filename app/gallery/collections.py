@@ -55,7 +55,7 @@ def ensure_collection(connection: sa.Connection, name: str) -> int:
             return collection_key(connection, name, lock=True)
         except UnknownCollection:
             connection.execute(insert(collection).values(name=name, created_at=timestamp()).on_conflict_do_nothing())
-    raise AssertionError(f"the collection {name!r} is deleted as often as it is created")
+    raise AssertionError(f"the collection {name!r} was deleted each time it was created")
 
 
 def list_collections(connection: sa.Connection) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def recall_answer(connection: sa.Connection, key: str, request: str) -> dict[str
         )
     if row.answer is None:
         raise DeletedSince(
-            "This request was answered before, and what it enrolled was deleted since. Nothing was enrolled. "
+            "This request was answered before, and what it enrolled has since been deleted. Nothing was enrolled. "
             "To enroll it again, use a new Idempotency-Key."
         )
     answer: dict[str, Any] = row.answer

@@ -89,8 +89,8 @@ class Originals:
         elsewhere = sa.and_(*(~leftover.c.original_id.startswith(f"{name}-") for name in self._stores))
         if self._left(elsewhere, 1):
             raise StorageUnavailable(
-                "Images of deleted references are in a bucket that DIPTYCH_KEEP_IMAGES does not name. They are deleted "
-                "once it does."
+                "Images of deleted references are in a bucket that DIPTYCH_KEEP_IMAGES does not name. Set it to that "
+                "bucket to have them deleted."
             )
         return swept
 

@@ -51,7 +51,7 @@ class Directory(Store):
         """Raises `StorageUnavailable` for what is not an id: it could lead to any file."""
         if not ID.fullmatch(original_id):
             raise StorageUnavailable(
-                f"The gallery's database names a kept image {original_id[:80]!r}, which is not an id of one."
+                f"The gallery's database refers to a kept image by {original_id[:80]!r}, which is not a valid ID."
             )
         return self.directory / original_id[-2:] / original_id
 

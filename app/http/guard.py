@@ -96,7 +96,7 @@ def check_browser(method: str, headers: Headers, allowed: Collection[str], *, do
     host = headers.get("host", "")
     if not (is_ours(_name(host), dotless=dotless) or _name(host) in allowed):
         raise UnknownHost(
-            f"Without API keys the service does not answer under the name {host[:80]!r}. Use its address, make a key "
+            f"Without API keys, the service cannot be called by the name {host[:80]!r}. Use its address, make a key "
             "(diptych keys create), or add the name to DIPTYCH_ALLOWED_HOSTS."
         )
     origin = headers.get("origin")
@@ -109,7 +109,7 @@ def check_browser(method: str, headers: Headers, allowed: Collection[str], *, do
     )
     if foreign or (headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not linked):
         page = f"The page {origin[:80]}" if origin and "://" in origin else "A page of another site"
-        raise ForeignOrigin(f"{page} may not call this service. Add it to DIPTYCH_CORS_ORIGINS.")
+        raise ForeignOrigin(f"{page} may not call this service. Add its origin to DIPTYCH_CORS_ORIGINS.")
 
 
 @lru_cache(maxsize=256)

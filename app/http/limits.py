@@ -29,7 +29,7 @@ class Limits:
             raise TooManyRequests(f"At most {self._at_once} requests at once are allowed. Wait for their answers.", 1)
         if self._rate is not None and not self._window.hit(self._rate, who):
             wait = self._window.get_window_stats(self._rate, who).reset_time - time.time()
-            raise TooManyRequests(f"At most {self._rate} are allowed. Try again later.", max(1, math.ceil(wait)))
+            raise TooManyRequests(f"The request limit is {self._rate}. Try again later.", max(1, math.ceil(wait)))
         self._under_way[who] += 1
         try:
             yield

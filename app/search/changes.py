@@ -57,7 +57,8 @@ def labelled(identity_keys: Sequence[int], embedding_keys: Sequence[int]) -> Int
     identities, keys = np.asarray(identity_keys, dtype=np.int64), np.asarray(embedding_keys, dtype=np.int64)
     if identities.max() >= 2**31 or keys.max() >= 2**32:
         raise StorageUnavailable(
-            "The gallery's keys are used up. Move its content to a new gallery with diptych export and diptych import."
+            "The gallery's database has no row numbers left. Move everything to a new gallery with diptych export and "
+            "diptych import."
         )
     return identities << 32 | keys
 

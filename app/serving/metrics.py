@@ -80,7 +80,9 @@ class Metrics:
         self.under_way = self._gauge("diptych_requests_under_way", "Requests being answered.")
         self._waiting = self._gauge("diptych_encoder_waiting", "Requests waiting for their turn at the encoder.")
         self._busy = self._gauge("diptych_encoder_busy", "Requests being decoded and embedded.")
-        self._places = self._gauge("diptych_encoder_places", "Most requests decoded and embedded at the same time.")
+        self._places = self._gauge(
+            "diptych_encoder_places", "Requests that can be decoded and embedded at the same time."
+        )
         self._ready = self._gauge("diptych_ready", "1 if /readyz answers 200.")
         self._checks = self._gauge("diptych_check", "1 if this check of /readyz passes.", "check")
         self._tasks = self._gauge("diptych_task_failing", "1 if this background task failed on its last run.", "task")

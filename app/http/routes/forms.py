@@ -21,7 +21,7 @@ from app.image.policy import SERVED
 
 MEDIA_TYPE = "multipart/form-data"
 MAX_FIELDS = 16
-IMAGE = f"{SERVED}; bytes decide, not the name."
+IMAGE = f"{SERVED}. The bytes decide the format, not the file name."
 File = Annotated[InstanceOf[Upload], WithJsonSchema({"type": "string", "format": "binary"})]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -48,18 +48,17 @@ class VerifyForm(InCollection, WithThreshold):
     identity: Name | None = Field(None, description="The enrolled identity that `image_a` claims to show.")
     target_fmr: Rate | None = Field(
         None,
-        description="The false-match rate to keep: the threshold is chosen for it. Give either this or `threshold`. A "
-        "rate below what the calibration supports is refused with the smallest one that it supports.",
+        description="The false-match rate that the threshold is chosen for. Give either this or `threshold`. A rate "
+        "that the calibration does not support is refused, and the answer names the smallest supported rate.",
     )
     inconclusive_fmr: Rate | None = Field(
         None,
-        description="A false-match rate larger than the verdict's: distances between the two thresholds are "
-        "`inconclusive`.",
+        description="A second, larger false-match rate. Distances between the two thresholds are `inconclusive`.",
     )
     prior: Rate = Field(
         0.5,
-        description="How likely it is beforehand that both show the same thing. 0.5: as likely as not; 0.01: one in a "
-        "hundred of your pairs is the same.",
+        description="The probability, before comparing them, that both images show the same thing. 0.5: same and "
+        "different are equally likely; 0.01: 1 in 100 of your pairs is the same.",
     )
 
 
@@ -77,16 +76,16 @@ class EnrollForm(InCollection):
 
 class SearchForm(InCollection, WithThreshold):
     image: File = Field(description="The image to search for.")
-    top_k: int = Field(5, ge=1, le=1000, description="How many identities to answer.")
+    top_k: int = Field(5, ge=1, le=1000, description="Largest number of identities in the answer.")
     filter: str | None = Field(
         None,
-        description="Search only identities with this metadata. A JSON object: each value, or one of a list of values, "
-        'must be equal, such as {"script": ["Tibetan", "Kannada"], "year": 2015}.',
+        description="Search only identities with this metadata: a JSON object with a value, or a list of allowed "
+        'values, for each key, such as {"script": ["Tibetan", "Kannada"], "year": 2015}.',
     )
     target_fpir: Rate | None = Field(
         None,
-        description="The share of searches for somebody not enrolled that may find somebody: the threshold is chosen "
-        "for it and for the size of the gallery. Give either this or `threshold`.",
+        description="Of the searches for something that is not enrolled, the share that may find an identity. The "
+        "threshold is chosen for this rate and the size of the gallery. Give either this or `threshold`.",
     )
 
 

@@ -21,14 +21,21 @@ SOURCE = (
 )
 MODEL_ID = "Identifies the encoder. Embeddings of different models cannot be compared."
 CALIBRATION_ID = "Identifies the thresholds and error rates."
+COLLECTION = "Name of the collection."
+IDENTITY = "Name of the identity."
+METADATA = "Metadata of the identity, as it was given."
+REFERENCE_ID = "ID of the reference."
+FILENAME = "File name of the image, as it was sent."
+CREATED_AT = "When it was created: date and time in UTC (ISO 8601)."
+REFERENCES = "Number of its references."
 
 
 class Problem(BaseModel):
     """A problem document (RFC 9457). `code` never changes; the words may."""
 
-    type: str
+    type: str = Field(description="Always `about:blank`: `code` tells problems apart.")
     title: str = Field(description="What kind of problem it is.")
-    status: int
+    status: int = Field(description="The HTTP status.")
     detail: str = Field(description="What is wrong, what is allowed, and what to do.")
     code: str = Field(description="The kind of problem, for programs.")
     request_id: str | None = Field(description="The same as in the header X-Request-ID and in the service's log.")
@@ -44,7 +51,7 @@ class VerifyAnswer(BaseModel):
     threshold: float = Field(description="The largest distance that is `similar`.")
     threshold_source: ThresholdSource = Field(description=SOURCE)
     inconclusive_to: float | None = Field(
-        description="The largest distance that is `inconclusive`; null if no verdict is."
+        description="The largest distance that is `inconclusive`; null if no distance is."
     )
     margin: float = Field(description="The margin that the encoder was trained with, as a distance.")
     model_id: str = Field(description=MODEL_ID)
@@ -66,7 +73,7 @@ class VerifyAnswer(BaseModel):
     )
     probability: float | None = Field(
         description="The probability that both images show the same thing, from `log_likelihood_ratio` and `prior`. It "
-        "is independent of the threshold."
+        "does not depend on the threshold."
     )
     prior: float = Field(description="The probability before comparing the images, from the request.")
     percentile: float | None = Field(
@@ -78,48 +85,49 @@ class VerifyAnswer(BaseModel):
 
 
 class EnrolledReference(BaseModel):
-    reference_id: str
-    filename: str
+    reference_id: str = Field(description=REFERENCE_ID)
+    filename: str = Field(description=FILENAME)
 
 
 class RejectedImage(BaseModel):
-    filename: str
-    code: str = Field(description="Why, as in a problem document.")
-    detail: str
+    filename: str = Field(description=FILENAME)
+    code: str = Field(description="Why the image was rejected: an error code, as in a problem document.")
+    detail: str = Field(description="What is wrong with the image, and what to do.")
 
 
 class EnrollAnswer(BaseModel):
     """What was enrolled and what was not."""
 
-    collection: str
-    identity: str
+    collection: str = Field(description=COLLECTION)
+    identity: str = Field(description=IDENTITY)
     references: list[EnrolledReference] = Field(description="One for each image that was enrolled.")
     rejected: list[RejectedImage] = Field(description="Images that could not be used.")
 
 
 class Match(BaseModel):
-    identity: str
+    identity: str = Field(description=IDENTITY)
     distance: float = Field(description="Distance to the nearest reference of this identity.")
-    verdict: Verdict
+    verdict: Verdict = Field(description="`similar` if distance <= threshold; else `dissimilar`.")
     reference_id: str = Field(description="The nearest reference of this identity.")
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] = Field(description=METADATA)
 
 
 class SearchAnswer(BaseModel):
     """The nearest identities, nearest first, whatever their verdicts."""
 
-    identity: str | None = Field(description="The nearest identity if it is `similar`; null if nobody is.")
-    matches: list[Match]
-    gallery_size: int = Field(description="Identities searched.")
-    references: int = Field(description="References searched.")
+    identity: str | None = Field(description="The nearest identity if it is `similar`; otherwise null.")
+    matches: list[Match] = Field(description="At most `top_k` identities, nearest first.")
+    gallery_size: int = Field(description="Number of identities searched.")
+    references: int = Field(description="Number of references searched.")
     threshold: float = Field(description="The largest distance that is `similar`.")
     threshold_source: ThresholdSource = Field(description=SOURCE)
     target_fpir: float | None = Field(description="The rate that the threshold was chosen for, from the request.")
     fpir: float | None = Field(
-        description="Expected share of searches for somebody not enrolled that find somebody, at this gallery size."
+        description="Expected share of searches for something that is not enrolled that still find an identity, in a "
+        "gallery of this size."
     )
     expected_false_matches: float | None = Field(
-        description="How many identities a search for somebody not enrolled finds on average."
+        description="Average number of identities that a search for something that is not enrolled finds."
     )
     model_id: str = Field(description=MODEL_ID)
     calibration_id: str = Field(description=CALIBRATION_ID)
@@ -133,40 +141,40 @@ class EmbedAnswer(BaseModel):
 
 
 class CollectionEntry(BaseModel):
-    collection: str
-    identities: int
-    references: int
-    created_at: str
+    collection: str = Field(description=COLLECTION)
+    identities: int = Field(description="Number of its identities.")
+    references: int = Field(description=REFERENCES)
+    created_at: str = Field(description=CREATED_AT)
 
 
 class CollectionsAnswer(BaseModel):
-    collections: list[CollectionEntry]
+    collections: list[CollectionEntry] = Field(description="The collections, by name.")
 
 
 class IdentityEntry(BaseModel):
-    identity: str
-    metadata: dict[str, Any]
-    references: int
-    created_at: str
+    identity: str = Field(description=IDENTITY)
+    metadata: dict[str, Any] = Field(description=METADATA)
+    references: int = Field(description=REFERENCES)
+    created_at: str = Field(description=CREATED_AT)
 
 
 class IdentitiesAnswer(BaseModel):
-    identities: list[IdentityEntry]
+    identities: list[IdentityEntry] = Field(description="One page of the identities.")
     next_cursor: str | None = Field(description="Send it as `cursor` to get the next page; null on the last page.")
 
 
 class ReferenceEntry(BaseModel):
-    reference_id: str
-    filename: str
-    created_at: str
+    reference_id: str = Field(description=REFERENCE_ID)
+    filename: str = Field(description=FILENAME)
+    created_at: str = Field(description=CREATED_AT)
 
 
 class IdentityAnswer(BaseModel):
-    collection: str
-    identity: str
-    metadata: dict[str, Any]
-    created_at: str
-    references: list[ReferenceEntry]
+    collection: str = Field(description=COLLECTION)
+    identity: str = Field(description=IDENTITY)
+    metadata: dict[str, Any] = Field(description=METADATA)
+    created_at: str = Field(description=CREATED_AT)
+    references: list[ReferenceEntry] = Field(description="The references of the identity.")
 
 
 class IdentityChange(BaseModel):
@@ -181,33 +189,33 @@ class IdentityChange(BaseModel):
 
 
 class CheckpointAnswer(BaseModel):
-    """What is loaded and how well it measured."""
+    """The checkpoint that is loaded, and the error rates measured for it."""
 
-    name: str
+    name: str = Field(description="Name of the checkpoint.")
     model_id: str = Field(description=MODEL_ID)
     calibration_id: str = Field(description=CALIBRATION_ID)
-    created_at: str
-    embedding_dim: int
-    preprocessing: Preprocessing
-    margin: float
+    created_at: str = Field(description=CREATED_AT)
+    embedding_dim: int = Field(description="Number of values in an embedding.")
+    preprocessing: Preprocessing = Field(description="What an image becomes before it is embedded.")
+    margin: float = Field(description="The margin that the encoder was trained with, as a distance.")
     threshold: float = Field(description="The default threshold of /verify with one reference.")
     threshold_source: ThresholdSource = Field(description=SOURCE)
     target_fmr: float = Field(description="The false-match rate that the default threshold was chosen for.")
     operating_points: list[OperatingPoint] = Field(description="Thresholds with the error rates measured for them.")
-    calibration: CalibrationFacts
-    dataset: DatasetFacts
-    runtime: Runtime
+    calibration: CalibrationFacts = Field(description="What the error rates were measured on.")
+    dataset: DatasetFacts = Field(description="The images of the training run and how they were split.")
+    runtime: Runtime = Field(description="The runtime that computes the embeddings.")
 
 
 class Health(BaseModel):
-    status: Literal["ok"]
+    status: Literal["ok"] = Field(description="`ok` while the process answers.")
 
 
 class CheckAnswer(BaseModel):
-    ok: bool
-    detail: str
+    ok: bool = Field(description="Whether the check passed.")
+    detail: str = Field(description="What was found.")
 
 
 class Readiness(BaseModel):
-    status: Literal["ready"]
-    checks: dict[str, CheckAnswer]
+    status: Literal["ready"] = Field(description="`ready` if every check passed.")
+    checks: dict[str, CheckAnswer] = Field(description="Each check by name.")

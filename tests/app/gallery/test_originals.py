@@ -85,7 +85,7 @@ def test_images_of_another_gallery_in_the_same_place_are_left_alone(database: SQ
 def test_a_name_that_is_no_image_is_never_a_path(database: SQLite, tmp_path: Path) -> None:
     """Whatever a database says that somebody else wrote."""
     (tmp_path / "secret").write_bytes(b"secret")
-    with pytest.raises(StorageUnavailable, match="not an id of one"):
+    with pytest.raises(StorageUnavailable, match="not a valid ID"):
         Originals(tmp_path, "yes", database).get("file-/../../secret")
 
 

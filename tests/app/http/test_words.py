@@ -57,8 +57,8 @@ CASES: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("PUT", IDENTITY, {}, "Method not allowed", f"PUT is not allowed at {IDENTITY}. Use DELETE or GET or PATCH."),
     ("GET", "/nowhere", {}, "Not found", "There is nothing at /nowhere. GET /docs lists every endpoint."),
     ("GET", "/collections", {"headers": {"Origin": "http://localhost:5173"}},
-     "A web page of another origin may not call this service",
-     "The page http://localhost:5173 may not call this service. Add it to DIPTYCH_CORS_ORIGINS."),
+     "Web pages from this origin may not call the service",
+     "The page http://localhost:5173 may not call this service. Add its origin to DIPTYCH_CORS_ORIGINS."),
 ]  # fmt: skip
 
 
