@@ -35,7 +35,7 @@ from training.options import (
     show_default=True,
     help="Device to train on.",
 )
-@click.option("--no-images", is_flag=True, help="Show none of your images in the report, only figures and curves.")
+@click.option("--no-images", is_flag=True, help="Leave your images out of the report: only figures and curves.")
 @quiet_option
 def train(
     data: Path,
@@ -51,8 +51,8 @@ def train(
     """Train an encoder on the folder tree DATA and write its checkpoint to OUTPUT.
 
     Every folder that directly holds images is one identity, named by its path; its parent folder is its group. Some
-    identities are not trained on: part of them choose the threshold, the others measure its error rates. OUTPUT/report
-    holds plots, metrics.json and index.html, and shows some of your images.
+    identities are not trained on: some of these are used to choose the threshold, the others to measure its error
+    rates. OUTPUT/report holds plots, metrics.json and index.html, and shows some of your images.
 
     \b
     diptych train photos/ --output runs/mine
@@ -104,18 +104,18 @@ def train(
 @click.argument("data", type=FOLDER)
 @click.option(
     "--checkpoint",
-    help="Find mislabelled images with this encoder (a directory or a bundled name), which should know such images. "
-    "Without it, thumbnails find only obvious ones.",
+    help="Checkpoint (a directory or a bundled name) for finding mislabelled images. It should be trained on similar "
+    "images. Without it, thumbnails are compared, which only finds obvious cases.",
 )
-@click.option("--strict", is_flag=True, help="Exit with 1 for any finding, not only for those that training refuses.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for any finding, not only for one that training refuses.")
 @quiet_option
 def lint(data: Path, checkpoint: str | None, strict: bool, quiet: bool) -> None:
-    """Check the folder tree DATA for what would falsify error rates or make an encoder worse.
+    """Check the folder tree DATA for mistakes that distort error rates or make an encoder worse.
 
     \b
     It finds unreadable files and blank images; the same or nearly the same picture under
-    two identities, or twice in one; identities with one image; images that look
-    mislabelled; and the folders of a split side by side.
+    two identities, or twice in one; identities with only one image; images that look
+    mislabelled; and folders such as train and test with the same identities.
 
     Exits with 0 if training would accept the data, 1 if it would refuse it, 2 for a mistake in the command.
     """
@@ -137,7 +137,7 @@ def lint(data: Path, checkpoint: str | None, strict: bool, quiet: bool) -> None:
 
 @click.command(short_help="Measure a checkpoint's error rates on other images.")
 @click.argument("checkpoint")
-@click.option("--data", type=FOLDER, help="Folder tree with one folder per identity; all its pairs are judged.")
+@click.option("--data", type=FOLDER, help="Folder tree with one folder per identity. All pairs are compared.")
 @click.option("--pairs", type=FOLDER, help="CSV file with columns image_a,image_b,same (1 or 0). Needs --root.")
 @click.option("--root", type=FOLDER, help="Folder that the paths in --pairs are relative to.")
 @click.option("--output", type=FOLDER, help="Directory to write metrics.json to.")
@@ -182,7 +182,7 @@ def evaluate(
         (output / "metrics.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
-@click.command(short_help="Measure thresholds and error rates anew, on your images.")
+@click.command(short_help="Choose thresholds and measure error rates again, on your images.")
 @click.argument("checkpoint")
 @click.option("--data", type=FOLDER, required=True, help="Folder tree with one folder per identity.")
 @click.option("--output", type=FOLDER, required=True, help="Directory of the new checkpoint. It must be new or empty.")
@@ -209,14 +209,14 @@ def evaluate(
     type=click.Choice(["identity", "group"]),
     default="identity",
     show_default=True,
-    help="Unit that is kept whole in one half and resampled for the intervals. Use `group` (parent folder) if the "
-    "images that you will judge come from groups that are not in DATA.",
+    help="What is split into halves, and redrawn for the intervals: single identities, or whole groups (parent "
+    "folders). Use `group` if you will compare images from groups that are not in DATA.",
 )
 def calibrate(checkpoint: str, data: Path, output: Path, quiet: bool, **options: Any) -> None:
-    """Measure the thresholds and error rates of CHECKPOINT anew, on images like those that it will judge.
+    """Choose the thresholds of CHECKPOINT and measure its error rates again, on images like those you will compare.
 
-    Half of the identities choose the thresholds, the other half measure the error rates. The encoder does not change.
-    Intervals are 95 % bootstrap intervals over the measured identities (or groups).
+    Half of the identities are used to choose the thresholds, the other half to measure the error rates. The encoder
+    does not change. Intervals are 95 % bootstrap intervals over the measured identities (or groups).
     """
     with training_packages("calibrate"):
         from app.checkpoint.store import load_checkpoint

@@ -58,7 +58,7 @@ class Recipe(BaseModel):
         "Encoder",
         "mean",
         "How feature maps become one vector. `mean` and `gem` (generalised mean) ignore where in the image a feature "
-        "is; `grid` keeps its place.",
+        "is; `grid` keeps it.",
     )
     bottleneck: int = _of(
         "Encoder", 0, "Number of channels before pooling. 0: as many as the backbone has.", ge=0, le=4096
@@ -77,28 +77,30 @@ class Recipe(BaseModel):
     impostors: Mining = _of(
         "Loss",
         "active",
-        "Impostor pairs that the loss averages over: `all`; `active`, those closer than the margin; `semi-hard`, of "
-        "these the ones farther than the anchor's nearest genuine partner; `hardest`, each anchor's nearest.",
+        "Impostor pairs that the loss averages over. `all`; `active`: pairs closer than the margin; `semi-hard`: "
+        "active pairs that are farther apart than the anchor and its nearest genuine partner; `hardest`: the closest "
+        "pair of each anchor.",
     )
     supervised: float = _of(
         "Loss",
         0.0,
-        "Weight of the supervised contrastive loss, which compares distances with each other and not with the margin.",
+        "Weight of the supervised contrastive loss, which compares distances with each other instead of with the "
+        "margin.",
         ge=0,
         le=1000,
     )
     temperature: float = _of(
         "Loss",
         0.1,
-        "Temperature of the supervised contrastive loss. The lower, the more the nearest impostors count.",
+        "Temperature of the supervised contrastive loss. At a lower temperature, the nearest impostors count more.",
         gt=0,
         le=1,
     )
     centres: float = _of(
         "Loss",
         0.0,
-        "Weight of the loss between images and a learned centre of each training identity, so that each image is "
-        "compared with all identities in every step. 0: no centres.",
+        "Weight of a loss between images and a learned centre of each training identity. It compares each image with "
+        "all identities in every step. 0: no centres.",
         ge=0,
         le=10,
     )
@@ -120,10 +122,12 @@ class Recipe(BaseModel):
     )
     strength: float = _of("Augmentation", 1.0, "Multiplier for the strength of all these changes.", ge=0, le=4)
     quarter_turns: bool = _of(
-        "Augmentation", False, "Set it if a picture turned by 90 degrees shows a different thing (characters, symbols)."
+        "Augmentation",
+        False,
+        "Set this if a picture turned by 90 degrees shows a different thing (characters, symbols).",
     )
     mirrors: bool = _of(
-        "Augmentation", False, "Set it if a mirrored picture shows a different thing (characters, symbols)."
+        "Augmentation", False, "Set this if a mirrored picture shows a different thing (characters, symbols)."
     )
 
     epochs: int = _of("Optimisation", 40, "Number of passes over the training images.", ge=1)
@@ -131,7 +135,7 @@ class Recipe(BaseModel):
     learning_rate: float = _of(
         "Optimisation",
         2e-3,
-        "Peak learning rate. It is reached after the warm-up and falls along half a cosine to zero.",
+        "Peak learning rate. It is reached after the warm-up and then falls to zero along half a cosine.",
         gt=0,
     )
     weight_decay: float = _of("Optimisation", 0.02, "Weight decay.", ge=0)
@@ -142,7 +146,7 @@ class Recipe(BaseModel):
     ema: float = _of(
         "Optimisation",
         0.998,
-        "Decay of the moving average of the weights, which is what is kept. 0: no average.",
+        "Decay of the moving average of the weights. The checkpoint holds this average. 0: no average.",
         ge=0,
         lt=1,
     )
@@ -154,16 +158,16 @@ class Recipe(BaseModel):
         ge=0,
     )
     precision: Precision = _of(
-        "Optimisation", "auto", "Floating-point precision. `auto` chooses what is fastest on this machine."
+        "Optimisation", "auto", "Floating-point precision. `auto` chooses the fastest one on this machine."
     )
     seed: int = _of("Optimisation", 0, "Random seed.", ge=0, le=2**63 - 1)
     threads: int = _of("Optimisation", 0, "Number of CPU threads. 0: one for each core.", ge=0)
 
     calibration_share: float = _of(
-        "Splits", 0.15, "Share of the identities that are not trained on but choose the threshold.", ge=0, le=0.8
+        "Splits", 0.15, "Share of the identities that is kept for choosing the threshold.", ge=0, le=0.8
     )
     test_share: float = _of(
-        "Splits", 0.15, "Share of the identities that are not trained on but measure the error rates.", ge=0, le=0.8
+        "Splits", 0.15, "Share of the identities that is kept for measuring the error rates.", ge=0, le=0.8
     )
     split_by: Literal["identity", "group"] = _of(
         "Splits", "identity", "Unit of the split: single identities, or whole groups (parent folders)."

@@ -70,7 +70,7 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
     """Enroll a folder tree, or a file that `diptych export` wrote. The service may be running.
 
     In a folder tree, every folder that holds images is one identity. Its name is the folder's path with `:` between the
-    parts. After an interruption, run the same command again: what is enrolled already is skipped.
+    parts. After an interruption, run the same command again: images that are already enrolled are skipped.
     """
     from app.checkpoint.bulk import threads
     from app.checkpoint.encoder import Encoder
@@ -133,8 +133,8 @@ def import_(source: Path, collection: str | None, quiet: bool, **options: Any) -
 def export(file: Path, images: bool, quiet: bool, **options: Any) -> None:
     """Write everything that is enrolled to FILE, as JSON with one identity per line. API keys are not included.
 
-    For moving a gallery to another database (`diptych import FILE`), or for other programs. FILE is compressed if its
-    name ends in .gz.
+    Use it to move a gallery to another database (with `diptych import FILE`) or to read it with other programs. FILE is
+    compressed if its name ends in .gz.
     """
     from app.gallery.originals import Originals
     from app.maintenance.export import export_gallery
@@ -153,7 +153,7 @@ def export(file: Path, images: bool, quiet: bool, **options: Any) -> None:
 @data_dir_option
 @_quiet
 def backup(to: Path, quiet: bool, **options: Any) -> None:
-    """Copy the gallery, as it is at one moment, to the new directory DIR. The service may be running."""
+    """Copy the gallery as it is at one moment to the new directory DIR. The service may be running."""
     from app.maintenance.backup import back_up
 
     settings = settings_of(**options)
@@ -166,7 +166,7 @@ def backup(to: Path, quiet: bool, **options: Any) -> None:
         click.echo(f"{made.images_elsewhere:,} images are in a bucket and not in this backup")
 
 
-@click.command(short_help="Put a backup in the gallery's place.")
+@click.command(short_help="Restore the gallery from a backup.")
 @click.argument("source", metavar="BACKUP", type=EXISTING)
 @data_dir_option
 @click.option("--replace", is_flag=True, help="Move an existing gallery aside first.")
@@ -194,9 +194,9 @@ def restore(source: Path, replace: bool, quiet: bool, **options: Any) -> None:
 @data_dir_option
 @_quiet
 def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, quiet: bool, **options: Any) -> None:
-    """Move the gallery to another encoder, while the old one answers.
+    """Move the gallery to another encoder. Until that is done, services go on with the old one.
 
-    Every kept image is embedded again. Then one transaction switches, and running services load the new checkpoint
+    Every kept image is embedded again. Then one transaction switches over, and running services load the new checkpoint
     within seconds, from the same path. After an interruption, run the same command again. The old embeddings stay until
     --forget-others: to go back, run this command with the old checkpoint.
     """
@@ -232,9 +232,11 @@ def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, qu
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Judge at the threshold for this false-match rate instead of the default threshold.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file for all that the table leaves out.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="JSON file to write all findings to; the table shows some."
+)
 def report(target_fmr: float | None, output: Path | None, **options: Any) -> None:
-    """Find the weak spots of a gallery: what will be confused, and what looks enrolled by mistake.
+    """Find the weak spots of a gallery: identities that are easily confused, and references that look mislabelled.
 
     For each collection: identities whose own references are called dissimilar, pairs of identities with references that
     are called similar, and references that are nearer to another identity than to their own. The service may be

@@ -52,7 +52,9 @@ def import_export(database: Database, file: Path, originals: Originals, *, progr
         try:
             head = Head.model_validate_json(first)
         except ValidationError:
-            raise UsageError(f"{file} is not an export: its first line is not that of `diptych export`.") from None
+            raise UsageError(
+                f"{file} is not an export: its first line is not one that `diptych export` writes."
+            ) from None
         if (head.format, head.version) != (FORMAT, VERSION):
             raise UsageError(
                 f"{file} has format {head.format!r}, version {head.version}. This Diptych reads version {VERSION}."
@@ -63,12 +65,15 @@ def import_export(database: Database, file: Path, originals: Originals, *, progr
             identities: list[ExportedIdentity] = []
             for number, line in batch:
                 if ended:
-                    raise UsageError(f"{file} has lines after its last line, which counts them. It was altered.")
+                    raise UsageError(f"{file} has lines after the line that should be its last. It was altered.")
                 entry = parse_line(file, number, line)
                 if isinstance(entry, End):
                     ended = True
                     if (entry.identities, entry.references) != (counts.identities, counts.references):
-                        raise UsageError(f"{file} lacks lines: its last line counts {entry.identities:,} identities.")
+                        raise UsageError(
+                            f"{file} lacks lines: according to its last line, it should have {entry.identities:,} "
+                            f"identities with {entry.references:,} references."
+                        )
                 else:
                     identities.append(entry)
                     counts.identities += 1

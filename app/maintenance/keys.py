@@ -23,9 +23,11 @@ def keys() -> None:
     show_default=True,
     type=click.Choice(list(SCOPES)),
     help="What the key allows; repeat for more. watch: read /metrics. verify: compare, search, list what is enrolled. "
-    "enroll: verify, and enroll, change and delete identities. admin: everything.",
+    "enroll: what verify allows, and enroll, change and delete identities. admin: everything.",
 )
-@click.option("--collection", "collections", multiple=True, help="Only this collection; repeat for more. Default: all.")
+@click.option(
+    "--collection", "collections", multiple=True, help="Allow only this collection; repeat for more. Default: all."
+)
 @data_dir_option
 def create_command(name: str, scopes: tuple[str, ...], collections: tuple[str, ...], **options: Any) -> None:
     """Create a key and print it. It is shown only once: the gallery keeps its hash."""
@@ -59,7 +61,7 @@ def list_command(**options: Any) -> None:
 
 @keys.command("revoke")
 @click.argument("name")
-@click.option("--last", is_flag=True, help="Revoke the last key too, which opens a service on loopback to everybody.")
+@click.option("--last", is_flag=True, help="Revoke even the last key. A service on loopback is then open to everybody.")
 @data_dir_option
 def revoke_command(name: str, last: bool, **options: Any) -> None:
     """Revoke a key: running services refuse it within seconds."""

@@ -121,7 +121,7 @@ def _split_folders(dataset: Dataset) -> list[Finding]:
                 places.append(
                     f"{parent / a / example} and {parent / b / example} ({len(common):,} identities are in both)"
                 )
-    text = "folders of a split stand side by side, so each identity counts as several; train on one of the folders"
+    text = "folders such as train and test hold the same identities, so each counts as several; train on one of them"
     return [Finding("split_folders", text, tuple(places), refuses=True)] if places else []
 
 
@@ -165,7 +165,12 @@ def _duplicates(
     found = [
         (f"{kind}_across_splits", f"{text} under two identities, on two sides of the split", across_splits, True),
         (f"{kind}_across_identities", f"{text} under two identities", across_identities, exact),
-        (f"{kind}_within_identity", f"{text} twice in one identity, a genuine pair that is too easy", within, False),
+        (
+            f"{kind}_within_identity",
+            f"{text} twice in one identity, which makes a genuine pair that is too easy",
+            within,
+            False,
+        ),
     ]
     return [
         Finding(code, f"{len(places):,} times {what}", tuple(places), refuses)
@@ -198,7 +203,9 @@ def _single_images(dataset: Dataset) -> list[Finding]:
     single = np.flatnonzero(np.bincount(dataset.identity_N, minlength=len(dataset.identities)) == 1)
     if not len(single):
         return []
-    text = f"{len(single):,} of {len(dataset.identities):,} identities have only one image, so no genuine pair"
+    text = (
+        f"{len(single):,} of {len(dataset.identities):,} identities have only one image, so they form no genuine pair"
+    )
     return [Finding("single_image", text, tuple(dataset.identities[i] for i in single))]
 
 

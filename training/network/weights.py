@@ -53,7 +53,7 @@ def refuse_leak(recipe: Recipe, dataset: Dataset) -> None:
         if training.get(name) != getattr(recipe, name):
             raise UsageError(
                 f"The weights {recipe.weights} were trained on this folder with another {name} ({training.get(name)}), "
-                "so identities that they have seen would count as unseen. Give the same, or use --despite-lint."
+                "so identities that they have seen would count as unseen. Use the same {name}, or --despite-lint."
             )
 
 
@@ -87,8 +87,8 @@ def _check_choices(training: dict[str, Any], recipe: Recipe, source: str) -> Non
     if wanted:
         options = " ".join(f"--{name} {value}" for name, value in wanted.items())
         raise UsageError(
-            f"The weights {source} are of another network than this run would train. Add {options}, or choose other "
-            "--weights."
+            f"The weights {source} belong to another network than the one that this run would train. Add {options}, or "
+            "choose other --weights."
         )
 
 

@@ -105,7 +105,7 @@ def warn_of_kept_epoch(row: dict[str, Any], warnings: list[str]) -> None:
         _add_once(
             warnings,
             f"The average distance between different identities is {row['validation_impostor_distance']:.4f}: the run "
-            "was too short to unfold the embeddings. Try more --epochs, or a larger --learning-rate.",
+            "was too short to spread the embeddings out. Try more --epochs, or a larger --learning-rate.",
         )
     if eer is not None and eer > 0.4:
         _add_once(

@@ -92,7 +92,7 @@ def deep(lines: list[Any]) -> None:
 BROKEN: dict[str, tuple[str, Change]] = {
     "cut off": ("cut off", lambda lines: lines.pop()),
     "a line is missing": ("lacks lines", lambda lines: lines.pop(2)),
-    "its end in the middle": ("lines after its last line", lambda lines: lines.append(lines[1])),
+    "its end in the middle": ("lines after the line that should be its last", lambda lines: lines.append(lines[1])),
     "without its head": ("not an export", lambda lines: lines.pop(0)),
     "a newer format": ("reads version 1", lambda lines: lines[0].update(version=2)),
     "no dimensions": ("not an export", lambda lines: lines[0].update(embedding_dim=0)),

@@ -160,7 +160,7 @@ def test_each_trouble_is_named_with_its_advice() -> None:
     warn_of_kept_epoch(row(validation_eer=0.48), warnings)
     assert len(warnings) == 2 and "chance" in warnings[1]
     warn_of_kept_epoch(row(validation_impostor_distance=0.01), warnings)
-    assert len(warnings) == 3 and "unfold" in warnings[2]
+    assert len(warnings) == 3 and "too short to spread the embeddings out" in warnings[2]
     with pytest.raises(TrainingFailed, match=r"became NaN.*--learning-rate"):
         judge_epoch(row(validation_loss=float("nan")), recipe, warnings)
     with pytest.raises(TrainingFailed, match=r"collapsed.*--margin"):
