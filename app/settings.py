@@ -64,10 +64,7 @@ class Settings(BaseSettings):
         description="Requests that a process decodes and embeds at the same time. By default one per core.",
     )
     queue_length: int = Field(
-        24,
-        ge=0,
-        le=1000,
-        description="Requests that may wait for the encoder in each process. Further ones are refused with 503.",
+        24, ge=0, le=1000, description="Requests of a process that may wait for the encoder. More are refused with 503."
     )
     queue_seconds: float = Field(
         10.0,
@@ -97,8 +94,7 @@ class Settings(BaseSettings):
     max_held_bytes: int = Field(
         512 * 2**20,
         ge=4096,
-        description="Bytes of request bodies that each process holds at the same time. Further requests are refused "
-        "with 503.",
+        description="Bytes of request bodies that each process holds at once. More are refused with 503.",
     )
     upload_seconds: float = Field(
         120.0,

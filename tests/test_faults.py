@@ -27,7 +27,7 @@ def ready(service: Service) -> httpx.Response:
     return service.client.get("/readyz")
 
 
-def becomes(service: Service, status: int, seconds: float = 20) -> httpx.Response:
+def becomes(service: Service, status: int, seconds: float = 60) -> httpx.Response:
     """The answer of /readyz once it has this status."""
     deadline = time.monotonic() + seconds
     while (response := ready(service)).status_code != status:

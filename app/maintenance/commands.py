@@ -232,9 +232,7 @@ def migrate(checkpoint: str | None, images: Path | None, forget_others: bool, qu
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Judge at the threshold for this false-match rate instead of the default threshold.",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="JSON file to write all findings to; the table shows some."
-)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file for all findings; the table shows some.")
 def report(target_fmr: float | None, output: Path | None, **options: Any) -> None:
     """Find the weak spots of a gallery: identities that are easily confused, and references that look mislabelled.
 
