@@ -2,7 +2,7 @@
 
     python -m benchmarks.isolation PHOTO.jpg [--repeats 40]
 
-The photograph is written anew in each format, once in VGA size and once in its own. Medians of one image at a time, as
+The photograph is saved again in each format, once in VGA size and once in its own. Medians of one image at a time, as
 `app.decoder` decodes it, the isolated ones with everything that goes over pipes; then what a process takes to start,
 and its memory: what it alone holds (private), and what it holds with others sharing its libraries (resident). Last,
 what an ordinary image pays to be told from a suspect. HEIC where it is installed.

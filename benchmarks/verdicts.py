@@ -36,7 +36,7 @@ TARGET_FPIR, GALLERIES = 0.1, (10, 100, 400)
 
 @dataclass(frozen=True)
 class Pairs:
-    """The share of image pairs of each pair of identities that a threshold calls similar, without counting anew."""
+    """The share of image pairs of each pair of identities that a threshold calls similar, without counting again."""
 
     bins_I: NDArray[np.uint16]  # the grid's bin of every image pair, one pair of identities after the other
     starts_P: Ints

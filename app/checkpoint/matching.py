@@ -44,7 +44,7 @@ def distance(a_D: EmbeddingsF32, b_D: EmbeddingsF32) -> float:
 
 
 def fpir(mean: Floats, concentration: Floats, identities: float) -> Floats:
-    """How often a search of a gallery of so many identities finds somebody who is not in it (FPIR).
+    """How often a search of a gallery of so many identities finds an identity for something that is not in it (FPIR).
 
     1 - B(a, b + N) / B(a, b): the mean over probes of 1 - (1 - FMR)^N where the FMR of a probe is beta-distributed with
     mean a / (a + b) = `mean` and a + b = `concentration`.

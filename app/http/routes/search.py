@@ -47,8 +47,8 @@ async def search(
 ) -> SearchAnswer:
     """Finds the `top_k` identities nearest to an image, one entry each, nearest first, whatever their verdicts.
 
-    The larger the gallery, the more likely somebody in it is close by chance. `target_fpir` chooses the threshold for
-    the size of the gallery.
+    In a large gallery, some identity is likely to be close by chance. `target_fpir` chooses the threshold for the
+    size of the gallery.
     """
     wish = SearchWish(threshold=form.threshold, target_fpir=form.target_fpir)
     caller.check(form.collection)
